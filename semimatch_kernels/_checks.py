@@ -1,0 +1,121 @@
+"""Argument checks shared by the public functions: every message names the argument, what it was and what was expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+PER = ("target", "source", "both")
+REDUCTIONS = ("none", "sum", "mean")
+
+Grid = tuple[int, int]
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype sums are taken in, and the dtype of every statistic: fp64 for fp64, else fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def describe(value: object) -> str:
+    """A short text of an argument for error messages: shape and dtype of a tensor, else its repr."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def check_corr(corr: object, name: str = "corr", leading: str = "B") -> Tensor:
+    """A correlation [B,S,T] (or [...,S,T] with ``leading='...'``) of a floating dtype and at least one cell on each side."""
+    if not isinstance(corr, Tensor):
+        raise TypeError(f"{name}: expected a tensor [{leading},S,T], got {describe(corr)}")
+    if corr.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected dtype float32, bfloat16, float16 or float64, got {corr.dtype}")
+    if (corr.dim() != 3) if leading == "B" else (corr.dim() < 2):
+        raise ValueError(f"{name}: expected shape [{leading},S,T] (source x target), got {tuple(corr.shape)}")
+    return corr
+
+
+def check_grid(grid: object, cells: int, name: str = "grid", side: str = "source") -> Grid:
+    """``grid`` = (H, W) with H*W equal to the number of cells of ``side``, at least one cell."""
+    if not isinstance(grid, Sequence) or isinstance(grid, str) or len(grid) != 2:
+        raise TypeError(f"{name}: expected (H, W) of the {side} side, got {describe(grid)}")
+    height, width = grid
+    if isinstance(height, Sequence) or isinstance(height, float) or isinstance(width, float):
+        raise TypeError(f"{name}: expected two integers (H, W) of the {side} side, got {grid!r}")
+    if height < 1 or width < 1 or height * width != cells:
+        raise ValueError(
+            f"{name}: (H, W) = ({height}, {width}) has {height * width} cells, "
+            f"but the {side} side of the correlation has {cells} (H*W must equal it, and be at least 1)"
+        )
+    return height, width
+
+
+def check_grids(grid: object, sources: int, targets: int, name: str = "grid") -> tuple[Grid, Grid]:
+    """``grid`` = ((H, W) of the source, (H, W) of the target), as per='both' takes it."""
+    if not isinstance(grid, Sequence) or len(grid) != 2 or not all(isinstance(g, Sequence) for g in grid):
+        raise TypeError(f"{name}: expected (source grid, target grid), each (H, W), got {grid!r}")
+    return check_grid(grid[0], sources, f"{name}[0]", "source"), check_grid(grid[1], targets, f"{name}[1]", "target")
+
+
+def check_temperature(temperature: object) -> float:
+    """A finite number above zero; the scores are divided by it."""
+    if isinstance(temperature, Tensor) or isinstance(temperature, bool) or not hasattr(temperature, "__float__"):
+        raise TypeError(f"temperature: expected a float (it is not differentiable), got {describe(temperature)}")
+    value = float(temperature)
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"temperature: expected a finite number above 0 (scores are divided by it), got {temperature!r}")
+    return value
+
+
+def check_choice(value: object, name: str, choices: Sequence[str]) -> str:
+    """One of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value  # type: ignore[return-value]
+
+
+def check_shape(value: object, name: str, shape: tuple[int, ...], dtypes: Sequence[torch.dtype] | None = None) -> Tensor:
+    """A tensor of exactly ``shape``, and of one of ``dtypes`` if given."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor of shape {shape}, got {describe(value)}")
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {tuple(value.shape)}")
+    if dtypes is not None and value.dtype not in dtypes:
+        raise TypeError(f"{name}: expected dtype {' or '.join(str(d) for d in dtypes)}, got {value.dtype}")
+    return value
+
+
+def check_device(value: Tensor, name: str, like: Tensor, like_name: str) -> None:
+    """``value`` must lie on the device of ``like``."""
+    if value.device != like.device:
+        raise ValueError(f"{name}: is on {value.device}, but {like_name} is on {like.device}; move one of them")
+
+
+def check_features(src: object, trg: object, names: tuple[str, str] = ("src", "trg")) -> None:
+    """Two feature maps [B,C,*grid] with the same B, C, dtype and device."""
+    for value, name in zip((src, trg), names, strict=True):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected features [B,C,*grid], got {describe(value)}")
+        if value.dim() < 3:
+            raise ValueError(f"{name}: expected features [B,C,*grid] with at least 3 dimensions, got {tuple(value.shape)}")
+        if value.dtype not in FLOATS:
+            raise TypeError(f"{name}: expected dtype float32, bfloat16, float16 or float64, got {value.dtype}")
+        if value.shape[1] < 1 or 0 in value.shape[2:]:
+            raise ValueError(f"{name}: expected at least one channel and one cell, got shape {tuple(value.shape)}")
+    if src.shape[:2] != trg.shape[:2]:
+        raise ValueError(
+            f"{names[0]} and {names[1]}: expected the same batch and channels, "
+            f"got {tuple(src.shape)} and {tuple(trg.shape)}"
+        )
+    if src.dtype != trg.dtype:
+        raise TypeError(f"{names[0]} and {names[1]}: expected one dtype, got {src.dtype} and {trg.dtype}")
+    check_device(trg, names[1], src, names[0])
+
+
+def check_nonempty(corr: Tensor, name: str = "corr") -> None:
+    """A match needs a cell to match to: both sides hold at least one cell (B may be 0)."""
+    if corr.shape[-1] < 1 or corr.shape[-2] < 1:
+        raise ValueError(f"{name}: expected at least one source and one target cell, got shape {tuple(corr.shape)}")

@@ -1,0 +1,69 @@
+"""Shared fixtures: the Triton interpreter where there is no GPU, the recorded data, and the truth-relative tolerance."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+# Before anything imports triton: its kernels run on CPU tensors in the interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import numpy as np
+import pytest
+
+SHARED = Path(os.environ.get("SEMIMATCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared reference data; tests that need it are skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("shared reference data absent (set SEMIMATCH_SHARED to its folder)")
+    return SHARED
+
+
+class Case:
+    """One recorded case: attributes by name, arrays as tensors (float16 storage widened to float32)."""
+
+    def __init__(self, arrays: dict[str, np.ndarray]):
+        self.arrays = arrays
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.arrays
+
+    def __getattr__(self, name: str):
+        value = self.__dict__["arrays"][name]
+        if value.dtype.kind == "U":
+            return str(value)
+        if value.ndim == 0:
+            return value.item()
+        if value.dtype == np.float16:
+            value = value.astype(np.float32)
+        if value.dtype == np.int16:
+            value = value.astype(np.int64)
+        return torch.from_numpy(value)
+
+
+@pytest.fixture(scope="session")
+def golden(shared):
+    """golden(file, family) -> {case name: Case} of one file of recorded vectors."""
+
+    def load(name: str, family: str = "") -> dict[str, Case]:
+        with np.load(shared / "golden" / "public" / f"{name}.npz") as file:
+            cases: dict[str, dict] = {}
+            for key in file.files:
+                case, _, array = key.partition("__")
+                if case.startswith(family):
+                    cases.setdefault(case, {})[array] = file[key]
+        assert cases, f"{name} has no case of family {family!r}"
+        return {case: Case(arrays) for case, arrays in cases.items()}
+
+    return load
