@@ -67,3 +67,13 @@ def golden(shared):
         return {case: Case(arrays) for case, arrays in cases.items()}
 
     return load
+
+
+@pytest.fixture(scope="session")
+def demo_root(tmp_path_factory) -> Path:
+    """A small embedded data set, written once a session."""
+    from semimatch.data.demo import write_demo
+
+    root = tmp_path_factory.mktemp("demo") / "data"
+    counts = dict(images_per_category=(4, 2, 2), pairs_per_category=(4, 2, 2), willow_images_per_category=2)
+    return write_demo(root, seed=1, progress=False, **counts)

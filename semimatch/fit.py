@@ -1,0 +1,116 @@
+"""``semimatch fit``: the training-free matcher, then each method trained from the same start, side by side."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+
+from .config import Config, ModelConfig, check
+from .data import ImageStore, LoadedPairs, PairList, load_pairs
+from .data.willow_split import split_pairs
+from .errors import UserError
+from .evaluation import Result, describe, evaluate, format_tables, write_results
+from .models import Matcher, build_matcher
+from .report import write_pictures, write_report
+from .runfolder import prepare, write_yaml
+from .training.checkpoint import load_weights, read_header
+from .training.trainer import train
+
+ZERO_SHOT = "zero-shot"
+
+
+def load_splits(config: Config) -> dict[str, LoadedPairs]:
+    """Training, validation and test pairs with their images in memory; every row is checked before anything is trained."""
+    data = config.data
+    if data.willow_split is not None:
+        train_pairs, test_pairs = split_pairs(load_pairs(data.name, data.root, "test"), data.willow_split)
+        lists: dict[str, PairList] = {"train": train_pairs, "test": test_pairs}
+    else:
+        names = {"train": data.train, "val": data.val, "test": data.test}
+        lists = {k: load_pairs(data.name, data.root, split) for k, split in names.items() if split is not None}
+    for part, pairs in lists.items():
+        if not len(pairs):
+            raise UserError(f"{pairs.root}: the {part} split holds no pair; expected at least one")
+    store = ImageStore({image for pairs in lists.values() for image in pairs.images})
+    return {part: LoadedPairs(pairs, store) for part, pairs in lists.items()}
+
+
+def _fresh(config: Config, model: ModelConfig) -> Matcher:
+    """The network before training: the same bits for every method."""
+    torch.manual_seed(config.run.seed)
+    matcher = build_matcher(model)
+    if config.init_from is not None and model.head != "mean":
+        load_weights(config.init_from, matcher, model)
+    return matcher
+
+
+def _evaluate(matcher: Matcher, data: LoadedPairs, folder: Path, config: Config, weights: Path | str) -> Result:
+    """Evaluate, and leave result.json and pictures in ``folder``."""
+    result = evaluate(matcher, data)
+    selection = "none" if weights is None or config.data.val is None or "val" not in config.data.val else config.data.val
+    card = describe(
+        benchmark=data.pairs.name, split=data.pairs.split, selection=selection, weights=weights,
+        model=vars(config.model), temperature=matcher.temperature, rounding="bilinear", size=data.store.size,
+        device=matcher.backbone.mean.device,
+    )  # fmt: skip
+    write_results(folder / "result.json", result, card)
+    write_pictures(folder / "matches", matcher, data, result, config.run.pictures)
+    return result
+
+
+def fit(config: Config, resume: bool = False) -> dict[str, Result]:
+    """Train and evaluate as ``config`` says; returns the result of the training-free matcher and of each method.
+
+    Everything is checked first: settings, the run folder, every row of the lists, every image.
+
+    Raises: UserError (settings, data, weights, folder), Interrupted.
+    """
+    check(config)
+    out = config.run.out
+    prepare(out)
+    if not resume and any((out / method / "checkpoint.pt").exists() for method in config.methods):
+        raise UserError(f"{out}: holds a run already; expected --resume to go on with it, or another run.out")
+    data = load_splits(config)
+    if config.init_from is not None:
+        read_header(config.init_from)
+    fabric = Fabric(accelerator=config.run.accelerator, devices=config.run.devices, precision=config.run.precision)
+    fabric.launch()
+    main = fabric.is_global_zero
+    if main:
+        write_yaml(out / "config.yaml", config.as_dict())
+        print(f"training on {len(data['train'])} pairs, testing on {len(data['test'])}, device {fabric.device}")
+
+    results: dict[str, Result] = {}
+    if main:
+        (out / ZERO_SHOT).mkdir(exist_ok=True)
+        model = replace(config.model, head="mean")
+        matcher = _fresh(config, model).to(fabric.device)
+        results[ZERO_SHOT] = _evaluate(matcher, data["test"], out / ZERO_SHOT, config, "ImageNet only")
+        _print_headline(ZERO_SHOT, results[ZERO_SHOT])
+    for method in config.methods:
+        folder = out / method
+        folder.mkdir(exist_ok=True)
+        matcher = _fresh(config, config.model).to(fabric.device)
+
+        def validate(matcher: Matcher = matcher) -> float:
+            return float(evaluate(matcher, data["val"], alphas=(0.10,), progress=False).per_image()[0])
+
+        train(fabric, matcher, method, data["train"], config, folder, validate if "val" in data else None, resume)
+        fabric.barrier()
+        if main:
+            load_weights(folder / "weights.safetensors", matcher, config.model)
+            results[method] = _evaluate(matcher, data["test"], folder, config, folder / "weights.safetensors")
+            _print_headline(method, results[method])
+    if main:
+        write_report(out, results)
+        print(format_tables(results))
+        print(f"\nresults, curve and pictures in {out}/, weights in {out}/<method>/weights.safetensors")
+    return results
+
+
+def _print_headline(name: str, result: Result) -> None:
+    at = dict(zip(result.alphas, result.per_image(), strict=True))
+    print(f"{name:<12} PCK@.05 {at[0.05]:5.1f}  PCK@.10 {at[0.10]:5.1f}")

@@ -1,0 +1,95 @@
+"""Augmentation: what each operation keeps true."""
+
+from __future__ import annotations
+
+import torch
+
+import semimatch_kernels as smk
+from semimatch.training import augment
+
+SIZE = 256
+
+
+def _generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def _dots(points):
+    """Images [B,3,256,256], black but for a white 9 px blot on each point [B,P,2]."""
+    image = torch.zeros(points.shape[0], 3, SIZE, SIZE, dtype=torch.uint8)
+    for b, row in enumerate(points.round().long().tolist()):
+        for x, y in row:
+            image[b, :, y - 4 : y + 5, x - 4 : x + 5] = 255
+    return image
+
+
+def test_crop_moves_points_with_the_picture_and_keeps_the_box():
+    points = torch.tensor([[[100.0, 90.0], [150.0, 180.0]]]).repeat(8, 1, 1)
+    box = torch.tensor([[80.0, 70.0, 170.0, 200.0]]).repeat(8, 1)
+    image, moved, moved_box = augment.crop(_dots(points), points, box, 1.0, _generator())
+    assert (moved != points).any()
+    assert (moved_box >= -1e-3).all() and (moved_box <= SIZE + 1e-3).all()
+    for b in range(8):
+        for x, y in moved[b].round().long().tolist():
+            assert image[b, 0, y, x] > 200
+    unchanged = augment.crop(_dots(points), points, box, 0.0, _generator())
+    assert torch.equal(unchanged[0], _dots(points))
+    torch.testing.assert_close(unchanged[1], points)
+
+
+def test_photometric_touches_each_sample_on_its_own_and_leaves_the_input():
+    image = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    before = image.clone()
+    out = augment.photometric(image, augment.WEAK, 0.2, _generator())
+    assert torch.equal(image, before)
+    changed = (out != image).flatten(1).any(1)
+    assert changed.any() and not changed.all()
+    assert torch.equal(augment.photometric(image, augment.STRONG, 0.0, _generator()), image)
+    everything = augment.photometric(image, augment.STRONG, 1.0, _generator())
+    assert everything.dtype == torch.uint8 and everything.shape == image.shape
+
+
+def test_keyout_blanks_squares_round_valid_points_only():
+    points = torch.tensor([[[50.0, 60.0], [200.0, 200.0], [255.0, 0.0]]])
+    valid = torch.tensor([[True, False, True]])
+    box = torch.tensor([[0.0, 0.0, 200.0, 100.0]])
+    mask = augment.keyout_mask(points, valid, box, SIZE, 1.0, _generator())
+    assert mask[0, 60, 50]
+    assert not mask[0, 150:, 150:].any()
+    rows, columns = mask[0, 30:90, 20:80].any(1).sum(), mask[0, 30:90, 20:80].any(0).sum()
+    assert rows == columns and 6 <= rows <= 20  # 3 to 10 % of 200 px
+    assert not augment.keyout_mask(points, valid, box, SIZE, 0.0, _generator()).any()
+
+
+def test_theta_stays_in_its_ranges():
+    theta = augment.random_theta(2000, 0.4, _generator())
+    steps = torch.tensor([-1.0, 0.0, 1.0])
+    shift = theta[:, 6:] - torch.cartesian_prod(steps, steps).T.flatten()
+    assert 0.39 < shift.abs().max() <= 0.4 + 1e-6
+    assert 0.24 < theta[:, [2, 5]].abs().max() <= 0.25 + 1e-6
+    a = theta[:, [0, 1, 3, 4]].unflatten(1, (2, 2))
+    assert 0.5 < torch.linalg.det(a).min() and torch.linalg.det(a).max() < 1.6
+
+
+def test_theta_from_the_recorded_draws(golden, monkeypatch):
+    for name, c in golden("u10_augment", "t").items():
+        if name == "tstat" or c.mode != "afftps":
+            continue
+        monkeypatch.setattr(augment, "uniform", lambda generator, *shape, draws=c.uniform_draws: draws.float()[None])
+        theta = augment.random_theta(1, c.aug_tps_scaling, _generator())
+        torch.testing.assert_close(theta[0], c.theta.float(), atol=1e-6, rtol=0, msg=name)
+
+
+def test_warped_labels_follow_the_warped_picture():
+    """The lookup of cells and the warp of the image are the same map: a cell-sized mark ends where the lookup says."""
+    theta = augment.random_theta(4, 0.2, _generator(3))
+    cells = torch.arange(256).repeat(4, 1)
+    picture = cells.unflatten(1, (16, 16))[:, None].float().repeat_interleave(16, 2).repeat_interleave(16, 3)
+    warped, inside = smk.warp(picture, theta, interpolation="nearest")
+    cell, valid = smk.warp_lookup(theta, (16, 16))
+    centre = warped[:, 0, 8::16, 8::16].flatten(1)
+    seen = valid & inside[:, 8::16, 8::16].flatten(1)
+    # The centre of a cell lies between pixels 7 and 8: near a border of cells the two may name neighbours.
+    agree = (centre.long() == cell)[seen].float().mean()
+    assert seen.float().mean() > 0.3
+    assert agree > 0.9
