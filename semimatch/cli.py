@@ -60,6 +60,7 @@ def _parser():
     commands.add_subcommand("match", match)
 
     data = ArgumentParser(description="Make and check data sets.")
+    commands.add_subcommand("data", data)
     kinds = data.add_subcommands(title="commands", required=True)
     demo = ArgumentParser(description="Write the embedded data set in the layouts of the three benchmarks.")
     demo.add_argument("out", type=Path, help="folder to write")
@@ -69,7 +70,6 @@ def _parser():
     check.add_argument("root", type=Path, help="folder that holds the benchmarks' folders, or one of them")
     check.add_argument("--name", choices=tuple(DATASETS), help="only this benchmark; default every one found")
     kinds.add_subcommand("check", check)
-    commands.add_subcommand("data", data)
     return parser, fit
 
 

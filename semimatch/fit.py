@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
 
-from .config import Config, ModelConfig, check
+from .config import Config, ModelConfig, check, training_free
 from .data import ImageStore, LoadedPairs, PairList, load_pairs
 from .data.willow_split import split_pairs
 from .errors import UserError
@@ -47,18 +46,29 @@ def _fresh(config: Config, model: ModelConfig) -> Matcher:
     return matcher
 
 
-def _evaluate(matcher: Matcher, data: LoadedPairs, folder: Path, config: Config, weights: Path | str) -> Result:
-    """Evaluate, and leave result.json and pictures in ``folder``."""
+def _evaluate(
+    matcher: Matcher, model: ModelConfig, data: LoadedPairs, folder: Path, config: Config, method: str
+) -> Result:
+    """Evaluate; leaves pairs.json (protocol and every pair) and pictures in ``folder``."""
     result = evaluate(matcher, data)
-    selection = "none" if weights is None or config.data.val is None or "val" not in config.data.val else config.data.val
+    trained = method != ZERO_SHOT
+    split = data.pairs.split
+    if config.data.willow_split is not None:
+        split = f"test part of willow split {config.data.willow_split}"
     card = describe(
-        benchmark=data.pairs.name, split=data.pairs.split, selection=selection, weights=weights,
-        model=vars(config.model), temperature=matcher.temperature, rounding="bilinear", size=data.store.size,
-        device=matcher.backbone.mean.device,
+        benchmark=data.pairs.name, split=split, selection=_selection(config) if trained else "none",
+        weights=folder / "weights.safetensors" if trained else "ImageNet only, training-free",
+        model=vars(model), temperature=matcher.temperature,
+        rounding="bilinear", size=data.store.size, device=matcher.backbone.mean.device,
     )  # fmt: skip
-    write_results(folder / "result.json", result, card)
-    write_pictures(folder / "matches", matcher, data, result, config.run.pictures)
+    write_results(folder / "pairs.json", result, card)
+    write_pictures(folder / "matches", matcher, data, config.run.pictures)
     return result
+
+
+def _selection(config: Config) -> str:
+    """The split that the weights are selected on."""
+    return config.data.val if config.data.val is not None and config.data.willow_split is None else "none, last step"
 
 
 def fit(config: Config, resume: bool = False) -> dict[str, Result]:
@@ -86,9 +96,9 @@ def fit(config: Config, resume: bool = False) -> dict[str, Result]:
     results: dict[str, Result] = {}
     if main:
         (out / ZERO_SHOT).mkdir(exist_ok=True)
-        model = replace(config.model, head="mean")
+        model = training_free(config.model)
         matcher = _fresh(config, model).to(fabric.device)
-        results[ZERO_SHOT] = _evaluate(matcher, data["test"], out / ZERO_SHOT, config, "ImageNet only")
+        results[ZERO_SHOT] = _evaluate(matcher, model, data["test"], out / ZERO_SHOT, config, ZERO_SHOT)
         _print_headline(ZERO_SHOT, results[ZERO_SHOT])
     for method in config.methods:
         folder = out / method
@@ -102,7 +112,7 @@ def fit(config: Config, resume: bool = False) -> dict[str, Result]:
         fabric.barrier()
         if main:
             load_weights(folder / "weights.safetensors", matcher, config.model)
-            results[method] = _evaluate(matcher, data["test"], folder, config, folder / "weights.safetensors")
+            results[method] = _evaluate(matcher, config.model, data["test"], folder, config, method)
             _print_headline(method, results[method])
     if main:
         write_report(out, results)
