@@ -98,7 +98,7 @@ def _run(argv: list[str]) -> None:
         from .config import Config
         from .fit import fit as run
 
-        settings = fit.instantiate_classes(arguments.fit)
+        settings = fit.instantiate(arguments.fit)
         resume = settings.pop("resume")
         settings.pop("config", None)
         run(Config(**vars(settings)), resume)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
-from .config import Config, ModelConfig, check, training_free
+from .config import TRAINING_FREE_SELECTION, Config, ModelConfig, check, training_free
 from .data import ImageStore, LoadedPairs, PairList, load_pairs
 from .data.willow_split import split_pairs
 from .errors import UserError
@@ -56,7 +56,7 @@ def _evaluate(
     if config.data.willow_split is not None:
         split = f"test part of willow split {config.data.willow_split}"
     card = describe(
-        benchmark=data.pairs.name, split=split, selection=_selection(config) if trained else "none",
+        benchmark=data.pairs.name, split=split, selection=_selection(config) if trained else TRAINING_FREE_SELECTION,
         weights=folder / "weights.safetensors" if trained else "ImageNet only, training-free",
         model=vars(model), temperature=matcher.temperature,
         rounding="bilinear", size=data.store.size, device=matcher.backbone.mean.device,
@@ -108,7 +108,8 @@ def fit(config: Config, resume: bool = False) -> dict[str, Result]:
         def validate(matcher: Matcher = matcher) -> float:
             return float(evaluate(matcher, data["val"], alphas=(0.10,), progress=False).per_image()[0])
 
-        train(fabric, matcher, method, data["train"], config, folder, validate if "val" in data else None, resume)
+        train(fabric, matcher, method, data["train"], config, folder, validate if "val" in data else None, resume,
+              _selection(config))
         fabric.barrier()
         if main:
             load_weights(folder / "weights.safetensors", matcher, config.model)

@@ -11,7 +11,7 @@ from PIL import Image
 
 import semimatch_kernels as smk
 
-from .config import ModelConfig, training_free
+from .config import TRAINING_FREE_SELECTION, ModelConfig, training_free
 from .data import ImageStore, LoadedPairs, load_pairs
 from .data.store import decode
 from .data.willow_split import split_pairs
@@ -61,7 +61,7 @@ def evaluate_command(
     result = evaluate(matcher, loaded)
     card = describe(
         benchmark=data, split=pairs.split if willow_split is None else f"test part of willow split {willow_split}",
-        selection=about.get("selection", "none"), weights=weights or "ImageNet only, training-free",
+        selection=about.get("selection", TRAINING_FREE_SELECTION), weights=weights or "ImageNet only, training-free",
         model=asdict(model), temperature=matcher.temperature, rounding="bilinear", size=loaded.store.size,
         device=matcher.backbone.mean.device,
     )  # fmt: skip

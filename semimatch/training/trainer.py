@@ -58,11 +58,12 @@ class _StopOnSignal:
 
 def train(
     fabric: Fabric, matcher: Matcher, method: str, data: LoadedPairs, config: Config, folder: Path,
-    validate: Callable[[], float] | None, resume: bool,
+    validate: Callable[[], float] | None, resume: bool, selection: str = "none, last step",
 ) -> None:  # fmt: skip
     """Train ``matcher`` in place and leave weights.safetensors, checkpoint.pt, log.jsonl and tensorboard/ in ``folder``.
 
-    The weights kept are those of the best ``validate()`` if it is given, else the last; ``matcher`` ends with them.
+    The weights kept are those of the best ``validate()`` if it is given, else the last; ``matcher`` ends with the last.
+    ``selection`` says in words what they are selected on, and is stored with them.
     A step is a function of (settings, step), so that a resumed run gives the same bits as one that was not interrupted.
 
     Raises: Interrupted after Ctrl-C, with the state saved. CheckpointError: checkpoint of another architecture.
@@ -106,7 +107,7 @@ def train(
         if validate is None or score > best:
             best = score
             if fabric.is_global_zero:
-                save_weights(weights, matcher, config.model, {"method": method, "step": step, "validation": score})
+                save_weights(weights, matcher, config.model, {"method": method, "step": step, "validation": score, "selection": selection})
 
     log = RunLog(folder, start) if fabric.is_global_zero else None
     bar = tqdm(total=optim.steps, initial=start, desc=method, unit="step", disable=not fabric.is_global_zero)

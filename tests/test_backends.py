@@ -1,0 +1,67 @@
+"""Choice of the backend, its reasons, and the report."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import semimatch_kernels as smk
+from semimatch_kernels import info, library
+from semimatch_kernels.backends import BACKENDS, OPS, choose
+
+
+def test_every_public_function_takes_a_backend_and_every_op_is_listed():
+    import inspect
+
+    functions = {name for name in smk.__all__ if inspect.isfunction(getattr(smk, name))} - {"backends"}
+    assert functions == set(OPS)
+    for name in functions:
+        assert "backend" in inspect.signature(getattr(smk, name)).parameters, name
+
+
+def test_each_no_has_a_reason():
+    corr = torch.zeros(1, 4, 4)
+    for op in OPS:
+        table = smk.backends(op, corr)
+        assert list(table) == list(BACKENDS)
+        assert table["reference"] is None
+        for name in ("cpu", "triton", "cuda"):
+            if name not in OPS[op]:
+                assert table[name] == f"{op} has no {name} implementation yet"
+    assert "tensors are on cpu" in smk.backends("match", corr)["cuda"] or library.CUDA_REASON is not None
+
+
+def test_an_explicit_backend_never_falls_back():
+    with pytest.raises(smk.BackendError, match="backend 'triton' cannot run dual_softmax here: dual_softmax has no triton"):
+        smk.dual_softmax(torch.zeros(1, 4, 4), backend="triton")
+    with pytest.raises(smk.BackendError, match="backend 'cuda' cannot run match here"):
+        smk.match(torch.zeros(1, 4, 4), (2, 2), backend="cuda")
+
+
+def test_auto_prefers_the_compiled_kernels(monkeypatch):
+    corr = torch.zeros(1, 4, 4)
+    assert choose("dual_softmax", "auto", corr) == "reference"
+    expected = "cpu" if library.CPU_REASON is None else "reference"
+    assert choose("match", "auto", corr) == expected
+    monkeypatch.setattr(library, "CPU_REASON", "not built")
+    assert choose("match", "auto", corr) == "reference"
+
+
+@pytest.mark.parametrize(("value", "expected"), [("reference", "ok reference"), ("numpy", "SEMIMATCH_BACKEND: expected auto")])
+def test_the_environment_sets_the_default(value, expected):
+    code = "import torch; from semimatch_kernels.backends import choose; print('ok', choose('match', None, torch.zeros(1)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"SEMIMATCH_BACKEND": value, "PATH": ""}, capture_output=True, text=True
+    )
+    assert expected in done.stdout + done.stderr
+
+
+def test_info_reports_every_op_and_backend(capsys):
+    info.main()
+    text = capsys.readouterr().out
+    for op in OPS:
+        assert op in text
+    assert "why not:" in text and "torch" in text

@@ -1,0 +1,135 @@
+"""The command line from end to end on a small embedded data set, and its errors: one line, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from semimatch.cli import main
+from semimatch.config import ModelConfig
+from semimatch.models import build_matcher
+from semimatch.training.checkpoint import save_weights
+
+SMALL = ["--model.backbone", "efficientnet-lite0", "--model.projection", "8", "--optim.lr_backbone", "0"]
+
+
+def _fails(capsys, *arguments, code=1) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        main([str(a) for a in arguments])
+    assert exit_.value.code == code
+    return capsys.readouterr().err
+
+
+def _width(path: Path) -> int:
+    with Image.open(path) as picture:
+        return picture.width
+
+
+@pytest.fixture(scope="module")
+def run(demo_root, tmp_path_factory) -> Path:
+    """A finished run of two steps of both methods."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    main(
+        ["fit", "--data.name", "pf-pascal", "--data.root", str(demo_root), *SMALL, "--run.out", str(out)]
+        + ["--optim.steps", "2", "--optim.batch_size", "2", "--run.pictures", "1", "--run.accelerator", "cpu"]
+        + ["--methods", "[supervised, semimatch]"]
+    )
+    return out
+
+
+def test_fit_leaves_everything_the_readme_names(run):
+    for method in ("supervised", "semimatch"):
+        for name in ("weights.safetensors", "checkpoint.pt", "log.jsonl", "pairs.json"):
+            assert (run / method / name).stat().st_size > 0
+        assert list((run / method / "tensorboard").iterdir())
+        assert len(list((run / method / "matches").glob("*.png"))) == 2
+    result = json.loads((run / "result.json").read_text())
+    assert list(result) == ["zero-shot", "supervised", "semimatch"]
+    assert "zero-shot" in (run / "report.txt").read_text()
+    assert _width(run / "curve.png") > 500
+    card = json.loads((run / "supervised" / "pairs.json").read_text())["protocol"]
+    assert card["selection"] == "val" and "sha256" in card["weights"] and card["direction"]
+
+
+def test_a_second_fit_needs_to_be_told(run, capsys, demo_root):
+    base = ["fit", "--data.name", "pf-pascal", "--data.root", demo_root, *SMALL, "--run.out", run]
+    assert "holds a run already; expected --resume" in _fails(capsys, *base)
+
+
+def test_eval_of_trained_weights_gives_the_numbers_of_fit(run, demo_root, tmp_path):
+    weights = run / "supervised" / "weights.safetensors"
+    out = tmp_path / "eval"
+    main(
+        ["eval", "--data", "pf-pascal", "--data-root", str(demo_root), "--weights", str(weights), "--out", str(out)]
+        + ["--pictures", "0", "--device", "cpu"]
+    )
+    expected = json.loads((run / "result.json").read_text())["supervised"]
+    assert json.loads((out / "result.json").read_text())["supervised"] == expected
+    assert not (out / "matches").exists()
+
+
+def test_match_draws_two_pictures_of_any_size(run, demo_root, tmp_path, capsys):
+    images = sorted((demo_root / "PF-PASCAL" / "JPEGImages").glob("*.jpg"))[:2]
+    tall = tmp_path / "tall.png"
+    with Image.open(images[1]) as picture:
+        picture.resize((90, 200)).save(tall)
+    out = tmp_path / "pictures" / "out.png"
+    main(["match", str(images[0]), str(tall), "-o", str(out), "--points", "5", "--device", "cpu"])
+    assert _width(out) > 100
+    assert "matches in" in capsys.readouterr().out
+
+
+def test_data_commands(tmp_path, capsys, demo_root):
+    main(["data", "check", str(demo_root)])
+    assert "nothing wrong" in capsys.readouterr().out
+    _fails(capsys, "data", "check", tmp_path)
+
+
+def test_errors_come_before_any_work(tmp_path, capsys, demo_root, run):
+    fit = ["fit", "--data.name", "pf-pascal", "--data.root", demo_root, *SMALL]
+    out = tmp_path / "never"
+    cases = [
+        ((*fit, "--run.out", out, "--optim.steps", "0"), "optim.steps is 0; expected a number above 0"),
+        ((*fit, "--run.out", out, "--augment.crop", "2"), "augment.crop is 2.0; expected a probability"),
+        ((*fit, "--run.out", out, "--data.train", "train"), "data.train is 'train'; expected one of trn, val, test"),
+        ((*fit, "--run.out", out, "--model.head", "mean"), "has nothing to train"),
+        (("fit", "--config", "nothing"), "--config nothing: no such file, nor a shipped configuration (demo,"),
+        (("fit", "--config", "willow", "--data.root", tmp_path, "--run.out", out), "PF-WILLOW"),
+        (("eval", "--data", "spair-71k", "--data-root", tmp_path, "--out", out), "SPair-71k"),
+        (("eval", "--data", "pf-pascal", "--data-root", demo_root, "--out", out, "--weights", "no.safetensors"), "no such file"),
+        (("match", demo_root / "none.jpg", demo_root / "none.jpg", "-o", tmp_path / "o.png"), "none.jpg: no such file"),
+        (("match", demo_root / "none.jpg", demo_root / "none.jpg", "-o", tmp_path / "o.xyz"), "expected the name of a picture"),
+        ((*fit, "--run.out", "/proc/none"), "/proc/none: cannot be written"),
+    ]  # fmt: skip
+    for arguments, message in cases:
+        error = _fails(capsys, *arguments)
+        assert message in error and error.startswith("semimatch: ") and error.count("\n") == 1, error
+    for arguments in ((*fit, "--optim.lr", "fast"), (*fit, "--optim.rate", "1"), ("eval", "--data", "kitti")):
+        assert "error" in _fails(capsys, *arguments, code=2)
+
+
+def test_weights_of_another_network_are_refused_before_training(tmp_path, capsys, demo_root):
+    other = ModelConfig(backbone="efficientnet-lite0", projection=20, pretrained=False)
+    torch.manual_seed(0)
+    save_weights(tmp_path / "other.safetensors", build_matcher(other), other, {})
+    error = _fails(
+        capsys, "fit", "--data.name", "pf-pascal", "--data.root", demo_root, *SMALL,
+        "--run.out", tmp_path / "run", "--init_from", tmp_path / "other.safetensors",
+    )  # fmt: skip
+    assert "other.safetensors" in error and "model.projection = 20; expected 8" in error
+
+
+def test_a_truncated_image_is_named_before_training(tmp_path, capsys, demo_root):
+    root = tmp_path / "data"
+    shutil.copytree(demo_root / "PF-PASCAL", root / "PF-PASCAL")
+    victim = sorted((root / "PF-PASCAL" / "JPEGImages").glob("*.jpg"))[0]
+    victim.write_bytes(victim.read_bytes()[:-800])
+    out = tmp_path / "run"
+    error = _fails(capsys, "fit", "--data.name", "pf-pascal", "--data.root", root, *SMALL, "--run.out", out)
+    assert victim.name in error and "expected a complete image file" in error
+    assert not (out / "supervised").exists()
