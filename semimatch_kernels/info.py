@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
         "triton": triton_version,
         "CUDA devices": ", ".join(devices) or "none visible",
         "default backend": DEFAULT,
-        **_native.build_info(),
+        **{name: "; ".join(f"{k} {v}" for k, v in facts.items()) for name, facts in _native.build_info().items()},
     }
 
 

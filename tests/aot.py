@@ -1,11 +1,12 @@
-"""Ahead-of-time compilation of the Triton kernels for GPUs that are not there: registers, spills, shared memory as JSON.
+"""Ahead-of-time compilation of the Triton kernels, for GPUs that need not be there, and what the result needs.
 
-Run as a program (``python aot.py 80 90``) it compiles every kernel in every shipped configuration and prints a list of
-`Compiled`. It must not run in a process whose kernels are interpreted, hence the program: the tests start it once.
+Run as a program (``python aot.py 80 90``) it compiles every kernel in every shipped configuration and prints a
+list of `Compiled` as JSON. A process whose kernels are interpreted cannot compile them, hence a program.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -21,85 +22,103 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from semimatch_kernels.triton import configs
 
-DTYPES = {"fp32": 4, "bf16": 2}
-#: bytes of shared memory that a thread block may use
+ITEMSIZE = {"fp32": 4, "bf16": 2}
+
+#: Bytes of shared memory that a block may use, by compute capability.
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
-VARIANTS = ("even", "odd")
+
+#: "even": sizes and strides are multiples of 16, as usual. "odd": nothing is known of them; that is compiled for
+#: one architecture only, because it takes as long again.
+VARIANTS = {80: ("even",), 90: ("even", "odd"), 100: ("even",)}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One compilation: a kernel (module.name under semimatch_kernels.triton) with its constants."""
+    """One compilation."""
 
-    kernel: str
-    dtype: str  #: of the correlation
+    kernel: str  #: module.name under semimatch_kernels.triton
+    dtype: str  #: of the correlation, as Triton names it
     capability: int
-    variant: str  #: "even": sizes and strides are multiples of 16, as usual; "odd": nothing is known of them
-    fast: str  #: the stride that is 1
+    variant: str
+    contiguous: tuple[str, ...]  #: the strides that are 1
     num_warps: int
     constants: tuple[tuple[str, int], ...]
+
+    def __str__(self) -> str:
+        constants = ", ".join(f"{name}={int(value)}" for name, value in self.constants)
+        return f"{self.kernel} {self.dtype} sm_{self.capability} {self.variant} ({constants})"
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A case and what the cubin needs."""
+    """A case by its text, and what its cubin needs."""
 
-    case: Case
-    registers: int
-    stack: int  #: bytes of stack a thread: spilled registers
-    local: int  #: bytes of local memory a thread
-    shared: int  #: bytes of shared memory a block
+    case: str
+    capability: int
+    variant: str
+    registers: int  #: of a thread
+    stack: int  #: bytes of a thread: spilled registers
+    local: int  #: bytes of local memory of a thread
+    shared: int  #: bytes of a block
+    load_bytes: int  #: of the widest load from global memory
 
 
-def cases(capability: int) -> Iterator[Case]:
-    """Every kernel in every configuration shipped for one architecture."""
+def cases(capability: int) -> list[Case]:
+    """Every kernel in every configuration that is shipped for one architecture, each once."""
+    return list(dict.fromkeys(_cases(capability)))
+
+
+def _cases(capability: int) -> Iterator[Case]:
     arch = configs.ARCHITECTURES[capability]
-    seen: set[Case] = set()
 
-    def case(kernel: str, dtype: str, fast: str, num_warps: int, **constants: int) -> Iterator[Case]:
-        for variant in VARIANTS:
-            made = Case(kernel, dtype, capability, variant, fast, num_warps, tuple(constants.items()))
-            if made not in seen:
-                seen.add(made)
-                yield made
+    def case(kernel: str, dtype: str, contiguous: tuple[str, ...], num_warps: int, **constants: int) -> Iterator[Case]:
+        for variant in VARIANTS[capability]:
+            yield Case(kernel, dtype, capability, variant, contiguous, num_warps, tuple(constants.items()))
 
-    for dtype, itemsize in DTYPES.items():
-        for (reduced_fast, _, bytes_), tile in arch.forward.items():
-            if bytes_ == itemsize:
+    for dtype, itemsize in ITEMSIZE.items():
+        for (reduced_fast, _, tile_itemsize), tile in arch.forward.items():
+            if tile_itemsize == itemsize:
+                stride = "stride_r" if reduced_fast else "stride_k"
                 yield from case(
-                    "match_one.match_fwd_kernel", dtype, "stride_r" if reduced_fast else "stride_k", tile.num_warps,
+                    "match_one.match_fwd_kernel", dtype, (stride,), tile.num_warps,
                     REDUCED_FAST=reduced_fast, BLOCK_R=tile.reduced, BLOCK_K=tile.kept, UNROLL=tile.unroll,
                 )  # fmt: skip
-        for (reduced_fast, _, bytes_), tile in arch.backward.items():
-            if bytes_ == itemsize:
+        for (reduced_fast, _, tile_itemsize), tile in arch.backward.items():
+            if tile_itemsize == itemsize:
+                stride = "stride_r" if reduced_fast else "stride_k"
                 yield from case(
-                    "match_one.match_bwd_kernel", dtype, "stride_r" if reduced_fast else "stride_k", tile.num_warps,
+                    "match_one.match_bwd_kernel", dtype, (stride, f"grad_{stride}"), tile.num_warps,
                     REDUCED_FAST=reduced_fast, BLOCK_R=tile.reduced, BLOCK_K=tile.kept,
                 )  # fmt: skip
-        both = arch.both_forward
-        for width in (16, 15):  # a grid whose rows can be cut into vectors, and one that cannot
-            vector = configs.row_vector(both, width, itemsize)
+        forward = arch.both_forward
+        for width in (16, 15):  # a grid whose rows can be cut into vectors, and one whose rows cannot
+            vector = configs.row_vector(forward, width, itemsize)
             yield from case(
-                "match_both.match_both_fwd_kernel", dtype, "stride_column", both.num_warps,
-                ROWS=both.rows, BLOCK_R=both.block_rows, BLOCK_C=both.block_columns, UNROLL=both.unroll,
-                VECTOR=vector, ROW_UNROLL=both.row_step // vector,
+                "match_both.match_both_fwd_kernel", dtype, ("stride_column",), forward.num_warps,
+                ROWS=forward.rows, BLOCK_R=forward.block_rows, BLOCK_C=forward.block_columns,
+                UNROLL=forward.unroll, VECTOR=vector, ROW_UNROLL=forward.row_step // vector,
             )  # fmt: skip
-        both = arch.both_backward
+        backward = arch.both_backward
         yield from case(
-            "match_both.match_both_bwd_kernel", dtype, "stride_column", both.num_warps,
-            BLOCK_R=both.block_rows, BLOCK_C=both.block_columns,
+            "match_both.match_both_sides_kernel", dtype, ("stride_column",), backward.num_warps,
+            BLOCK=backward.side_cells,
+        )  # fmt: skip
+        yield from case(
+            "match_both.match_both_bwd_kernel", dtype, ("stride_column",), backward.num_warps,
+            BLOCK_R=backward.block_rows, BLOCK_C=backward.block_columns,
         )  # fmt: skip
     merge = arch.merge
     yield from case(
-        "online_softmax.merge_partials_kernel", "fp32", "", merge.num_warps, BLOCK_PARTS=merge.reduced, BLOCK_K=merge.kept
-    )
+        "online_softmax.merge_partials_kernel", "fp32", (), merge.num_warps,
+        BLOCK_PARTS=merge.reduced, BLOCK_K=merge.kept,
+    )  # fmt: skip
 
 
 def argument_type(name: str, dtype: str) -> str:
-    """Triton's name for the type of a kernel argument, by its name."""
+    """Triton's name of a kernel argument's type, which follows from the argument's name."""
     if name.endswith("corr_ptr"):
         return f"*{dtype}"
-    if name.endswith("partial_index_ptr"):
+    if name.endswith(("partial_index_ptr", "side_index_ptr")):
         return "*i32"
     if name.endswith("index_ptr"):
         return "*i64"
@@ -109,9 +128,7 @@ def argument_type(name: str, dtype: str) -> str:
 
 
 def compile_case(case: Case) -> Compiled:
-    """Compile one case and read its resources from the cubin."""
-    import importlib
-
+    """Compile one case as the launchers would have it compiled, and read what the cubin needs."""
     import triton
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
@@ -119,50 +136,58 @@ def compile_case(case: Case) -> Compiled:
 
     module, _, name = case.kernel.partition(".")
     kernel = getattr(importlib.import_module(f"semimatch_kernels.triton.{module}"), name)
-    constants: dict[str, object] = {"ACC": tl.float32, **dict(case.constants)}
-    if case.fast:
-        constants[case.fast] = 1
-        grad_stride = {"stride_r": "grad_stride_r", "stride_k": "grad_stride_k"}.get(case.fast, "")
-        if grad_stride in kernel.arg_names:
-            constants[grad_stride] = 1
-    signature, attributes = {}, {}
+    constants = {"ACC": tl.float32, **dict(case.constants), **dict.fromkeys(case.contiguous, 1)}
+    signature, attributes, values = {}, {}, {}
     for i, (argument, parameter) in enumerate(zip(kernel.arg_names, kernel.params, strict=True)):
         if argument in constants:
-            signature[argument] = "constexpr"
+            signature[argument], values[(i,)] = "constexpr", constants.pop(argument)
             continue
         signature[argument] = argument_type(argument, case.dtype)
         size = "stride" in argument or argument in ("reduced", "kept", "rows", "columns")
-        known = size and case.variant == "even" or argument.endswith("_per_program") or argument.endswith("_ptr")
+        known = argument.endswith(("_per_program", "_ptr")) or (size and case.variant == "even")
         if known and not parameter.do_not_specialize:
             attributes[(i,)] = [["tt.divisibility", 16]]
-    source = ASTSource(
-        kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()}, attributes
-    )
+    assert not constants, f"{case}: no argument {list(constants)}"
     compiled = triton.compile(
-        source, target=GPUTarget("cuda", case.capability, 32), options={"num_warps": case.num_warps}
+        ASTSource(kernel, signature, values, attributes),
+        target=GPUTarget("cuda", case.capability, 32),
+        options={"num_warps": case.num_warps},
     )
-    return resources(case, compiled.asm["cubin"], compiled.metadata.shared)
+    return inspect_cubin(case, compiled.asm["cubin"], compiled.metadata.shared)
 
 
-def resources(case: Case, cubin: bytes, shared: int) -> Compiled:
-    """Registers, stack and local memory of a cubin, by the cuobjdump that Triton brings."""
+def inspect_cubin(case: Case, cubin: bytes, shared: int) -> Compiled:
+    """What a cubin needs, by the cuobjdump that Triton brings."""
     import triton
 
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(cuobjdump), "--dump-resource-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
-    return Compiled(case, found["REG"], found["STACK"], found["LOCAL"], shared)
+
+        def dump(option: str) -> str:
+            return subprocess.run([cuobjdump, option, file.name], capture_output=True, text=True, check=True).stdout
+
+        usage, code = dump("--dump-resource-usage"), dump("-sass")
+    found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    loads = re.findall(r"\bLDG\.E(?:\.\w+)*", code)
+    widths = [next((int(part) // 8 for part in load.split(".") if part in ("64", "128")), 4) for load in loads]
+    return Compiled(
+        case=str(case),
+        capability=case.capability,
+        variant=case.variant,
+        registers=found["REG"],
+        stack=found["STACK"],
+        local=found["LOCAL"],
+        shared=shared,
+        load_bytes=max(widths),
+    )
 
 
 def main(capabilities: list[int]) -> None:
     work = [case for capability in capabilities for case in cases(capability)]
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
-        done = list(pool.map(compile_case, work))
-    json.dump([asdict(compiled) for compiled in done], sys.stdout)
+        json.dump([asdict(compiled) for compiled in pool.map(compile_case, work)], sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,33 @@
+# One command each; every target sets up .venv first, which costs well under a second when nothing has changed.
+# PYTHON=python3.12 picks the interpreter, VENV=folder another environment, ARGS="-k match -x" goes to pytest.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean clean-all
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:  ## create the virtual environment, install, build the native modules
+	@$(PYTHON) scripts/setup_env.py --venv $(VENV)
+
+demo: setup  ## generated pairs -> short training -> evaluation, on the CPU if there is no GPU
+	$(BIN)/semimatch data make-demo data/demo
+	$(BIN)/semimatch fit --config demo
+
+test: setup  ## all tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup  ## ruff check, ruff format and clang-format over all tracked files (changes them)
+	@$(BIN)/pre-commit run --all-files
+
+clean:  ## remove build products, caches and demo output; keep the virtual environment
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks data/demo runs/demo
+	rm -f semimatch_kernels/*.so semimatch_kernels/_native_build.json
+	find semimatch semimatch_kernels tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-all: clean  ## the same, and the virtual environment
+	rm -rf $(VENV)

@@ -1,0 +1,151 @@
+// `match` on the CPU: memory, threads and the order of the work. The loops are in match_kernels.cpp.
+//
+// Every task writes its own results, and sums are taken in an order that depends on shapes alone: results are the same,
+// bit for bit, for every number of threads.
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <new>
+
+#include "../match_ops.h"
+#include "dispatch.h"
+#include "match_kernels.h"
+
+namespace semimatch {
+namespace {
+
+template <class T>
+typename CpuMatch<T>::Kernels best_kernels() {
+#ifdef SEMIMATCH_CPU_X86
+  switch (cpu_set()) {
+    case CpuSet::kAvx512: return avx512::match_kernels<T>();
+    case CpuSet::kAvx2: return avx2::match_kernels<T>();
+    case CpuSet::kBaseline: break;
+  }
+#endif
+  return baseline::match_kernels<T>();
+}
+
+// Uninitialised memory for n things of `size` bytes.
+class Scratch {
+  static constexpr std::align_val_t kAlignment{64};
+  struct Free {
+    void operator()(std::byte* p) const { ::operator delete(p, kAlignment); }
+  };
+  std::unique_ptr<std::byte, Free> memory_;
+  int64_t size_;
+
+ public:
+  Scratch(int64_t n, int64_t size)
+      : memory_(static_cast<std::byte*>(::operator new(n * size, kAlignment))), size_(size) {}
+  void* at(int64_t i) const { return memory_.get() + i * size_; }
+};
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Calls f(batch, first, last) for pieces of at most `step` out of [0, n) of every batch element, on torch's threads.
+template <class F>
+void for_pieces(int64_t batch, int64_t n, int64_t step, const F& f) {
+  const int64_t pieces = ceil_div(n, step);
+  torch::stable::parallel_for(0, batch * pieces, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i % pieces * step;
+      f(i / pieces, first, std::min(first + step, n));
+    }
+  });
+}
+
+// The positions of all rows and columns; see CpuMatch::Positions.
+template <class T>
+class PositionTables {
+  using A = typename CpuMatch<T>::A;
+  std::vector<A> values_;
+  int64_t rows_, cols_;
+
+ public:
+  PositionTables(const typename CpuMatch<T>::Job& job, int group)
+      : rows_(job.rows), cols_(ceil_div(job.cols, group) * group) {
+    values_.assign(2 * (rows_ + cols_), A(0));
+    for (int64_t i = 0; job.per_col.wanted && i < rows_; ++i) set(i, rows_, 0, job.per_col.grid);
+    for (int64_t i = 0; job.per_row.wanted && i < job.cols; ++i) set(i, cols_, 2 * rows_, job.per_row.grid);
+  }
+  void set(int64_t cell, int64_t n, int64_t at, Grid grid) {
+    const Position<A> p = position_of<A>(grid, int(cell));
+    values_[at + cell] = p.x;
+    values_[at + n + cell] = p.y;
+  }
+  typename CpuMatch<T>::Positions get() const {
+    const A* v = values_.data();
+    return {v, v + rows_, v + 2 * rows_, v + 2 * rows_ + cols_};
+  }
+};
+
+// Sizes of the pieces of work. Columns: wide, so that rows are read in long runs, where there is enough to share out.
+// Panels (for both directions at once): as many rows as the second-level cache holds, which are read once for the rows
+// and then, from the cache, for the columns.
+constexpr int64_t kNarrow = 64, kWide = 512;  // columns
+constexpr int64_t kPanelBytes = 256 * 1024;
+constexpr int64_t kEntriesPerPiece = 1 << 15;
+
+struct Cpu {
+  using Half = Float16;
+  using BFloat16 = semimatch::BFloat16;
+
+  template <class T, class A>
+  static void forward(const MatchJob<T, A>& job, const Tensor&) {
+    using Match = CpuMatch<T>;
+    const typename Match::Kernels kernels = best_kernels<T>();
+    const PositionTables<T> tables(job, kernels.group);
+    const auto at = tables.get();
+    const int64_t groups = ceil_div(job.cols, kernels.group);
+    const int64_t few_rows = std::max<int64_t>(1, kEntriesPerPiece / job.cols);
+    if (!job.per_col.wanted) {
+      for_pieces(job.batch, job.rows, few_rows,
+                 [&](int64_t b, int64_t r0, int64_t r1) { kernels.rows(job, at, b, r0, r1); });
+      return;
+    }
+    if (!job.per_row.wanted) {
+      const bool plenty = job.batch * job.cols >= 4 * kWide * torch::stable::get_num_threads();
+      for_pieces(job.batch, groups, (plenty ? kWide : kNarrow) / kernels.group, [&](int64_t b, int64_t g0, int64_t g1) {
+        const Scratch stats(g1 - g0, kernels.stats_bytes);
+        kernels.columns(job, at, b, 0, job.rows, g0, g1, stats.at(0));
+        kernels.finish_columns(job, b, g0, g1, stats.at(0), 1, 0);
+      });
+      return;
+    }
+    const int64_t row_bytes = job.cols * int64_t(sizeof(T));
+    const int64_t panel = std::max<int64_t>(1, kPanelBytes / (row_bytes * Match::kRows)) * Match::kRows;
+    const int64_t panels = ceil_div(job.rows, panel);
+    const Scratch stats(job.batch * panels * groups, kernels.stats_bytes);
+    for_pieces(job.batch, job.rows, panel, [&](int64_t b, int64_t r0, int64_t r1) {
+      kernels.rows(job, at, b, r0, r1);
+      kernels.columns(job, at, b, r0, r1, 0, groups, stats.at((b * panels + r0 / panel) * groups));
+    });
+    for_pieces(job.batch, groups, kNarrow / kernels.group, [&](int64_t b, int64_t g0, int64_t g1) {
+      kernels.finish_columns(job, b, g0, g1, stats.at(b * panels * groups + g0), panels, groups);
+    });
+  }
+
+  template <class T, class A>
+  static void backward(const MatchJob<T, A>& job, const Tensor&) {
+    using Match = CpuMatch<T>;
+    const typename Match::Kernels kernels = best_kernels<T>();
+    const PositionTables<T> tables(job, kernels.group);
+    const auto at = tables.get();
+    const int64_t groups = ceil_div(job.cols, kernels.group);
+    const Scratch slopes(job.per_col.wanted ? job.batch * groups : 0, kernels.slope_bytes);
+    if (job.per_col.wanted) {
+      for_pieces(job.batch, groups, kNarrow / kernels.group, [&](int64_t b, int64_t g0, int64_t g1) {
+        kernels.column_slopes(job, b, g0, g1, slopes.at(b * groups + g0));
+      });
+    }
+    for_pieces(job.batch, job.rows, Match::kRows,
+               [&](int64_t b, int64_t r0, int64_t r1) { kernels.gradient(job, at, b, r0, r1, slopes.at(b * groups)); });
+  }
+};
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(semimatch_kernels, CPU, library) { MatchOps<Cpu>::implement(library); }
+
+}  // namespace semimatch

@@ -1,0 +1,241 @@
+// Loops of `match` on the CPU. Compiled once for each instruction set, with SEMIMATCH_CPU naming it; no function of
+// this file may be seen by another translation unit under a name without that.
+#include "match_kernels.h"
+
+#include <type_traits>
+
+#include "vec.h"
+
+namespace semimatch {
+namespace SEMIMATCH_CPU {
+namespace {
+
+template <class T>
+struct Loops : CpuMatch<T> {
+  using V = typename Element<T>::V;
+  using typename CpuMatch<T>::A;
+  using typename CpuMatch<T>::Job;
+  using typename CpuMatch<T>::Positions;
+  using CpuMatch<T>::kRows;
+  static constexpr int kLanes = SEMIMATCH_CPU::kLanes<T>;
+
+  // Walks down a column from row `first`; x, y are the same for all lanes.
+  struct DownRows {
+    int64_t first;
+    const A *xs, *ys;
+    SEMIMATCH_FN int64_t index(int i) const { return first + i; }
+    SEMIMATCH_FN A x() const { return *xs; }
+    SEMIMATCH_FN A y() const { return *ys; }
+    SEMIMATCH_FN void next() { ++xs, ++ys; }
+  };
+
+  // Walks along a row from column `first`, a vector at a time; the index is that of lane 0.
+  struct AlongRow {
+    int64_t first;
+    const A *xs, *ys;
+    SEMIMATCH_FN int64_t index(int i) const { return first + kLanes * i; }
+    SEMIMATCH_FN V x() const { return load_scalars(xs); }
+    SEMIMATCH_FN V y() const { return load_scalars(ys); }
+    SEMIMATCH_FN void next() { xs += kLanes, ys += kLanes; }
+  };
+
+  static SEMIMATCH_FN V load_scalars(const A* from) {
+    V v;
+    std::memcpy(&v, from, sizeof(v));
+    return v;
+  }
+
+  // Columns of a group, and whether it can be loaded as whole vectors.
+  static SEMIMATCH_FN int width(const Job& job, int64_t group) {
+    const int64_t left = job.cols - group * kLanes;
+    return left < kLanes ? int(left) : kLanes;
+  }
+  static SEMIMATCH_FN bool dense(const Job& job, int n) { return job.stride_col == 1 && n == kLanes; }
+
+  // Loads n vectors, `step` elements apart, of `lanes` lanes each.
+  static SEMIMATCH_FN void load_block(const Job& job, const T* from, int64_t step, int n, int lanes, V* to) {
+    if (dense(job, lanes)) {
+      for (int i = 0; i < n; ++i) to[i] = load<true>(from + i * step, 1, lanes);
+    } else {
+      for (int i = 0; i < n; ++i) to[i] = load<false>(from + i * step, job.stride_col, lanes);
+    }
+  }
+
+  static SEMIMATCH_FN A sum_of(V v) {
+    for (int half = kLanes / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) v[i] += v[i + half];
+    return v[0];
+  }
+
+  // Statistics of a row from those of its lanes. A lane's index is that of its vector's first column.
+  static SEMIMATCH_FN Stats<A> over_lanes(Stats<V> s, A scale) {
+    A top = s.top[0];
+    for (int i = 1; i < kLanes; ++i) top = s.top[i] > top ? s.top[i] : top;
+    typename Number<A>::Index index = -1;
+    for (int i = 0; i < kLanes; ++i) {
+      const auto candidate = s.index[i] + i;
+      if (s.top[i] == top && (index < 0 || candidate < index)) index = candidate;
+    }
+    // Lane 0 of a row without any admissible entry: index 0.
+    raise_top(s, V{} + top, scale);
+    return {index, top, sum_of(s.mass), sum_of(s.x), sum_of(s.y), sum_of(s.t)};
+  }
+
+  static void rows(const Job& job, const Positions& at, int64_t b, int64_t r0, int64_t r1) {
+    V c[kRows];
+    for (int64_t r = r0; r < r1; ++r) {
+      Stats<V> s = no_stats<V>();
+      const int64_t whole = job.cols / kLanes;
+      for (int64_t g = 0; g < whole; g += kRows) {
+        const int n = int(whole - g < kRows ? whole - g : kRows);
+        load_block(job, job.at(b, r, g * kLanes), job.stride_col * kLanes, n, kLanes, c);
+        AlongRow walk = {g * kLanes, at.col_x + g * kLanes, at.col_y + g * kLanes};
+        add<0>(s, c, n, job.scale, walk);
+      }
+      if (const int rest = int(job.cols - whole * kLanes)) {
+        load_block(job, job.at(b, r, whole * kLanes), 0, 1, rest, c);
+        AlongRow walk = {whole * kLanes, at.col_x + whole * kLanes, at.col_y + whole * kLanes};
+        add<1>(s, c, 1, job.scale, walk);
+      }
+      finish(over_lanes(s, job.scale), b * job.rows + r, job.per_row.grid, job.inverse_temperature,
+             job.per_row.results);
+    }
+  }
+
+  static void columns(const Job& job, const Positions& at, int64_t b, int64_t r0, int64_t r1, int64_t g0, int64_t g1,
+                      void* out) {
+    Stats<V>* stats = static_cast<Stats<V>*>(out);
+    V c[kRows];
+    for (int64_t g = g0; g < g1; ++g) stats[g - g0] = no_stats<V>();
+    for (int64_t r = r0; r < r1; r += kRows) {
+      const int n = int(r1 - r < kRows ? r1 - r : kRows);
+      for (int64_t g = g0; g < g1; ++g) {
+        load_block(job, job.at(b, r, g * kLanes), job.stride_row, n, width(job, g), c);
+        Stats<V> s = stats[g - g0];
+        DownRows walk = {r, at.row_x + r, at.row_y + r};
+        add<0>(s, c, n, job.scale, walk);
+        stats[g - g0] = s;
+      }
+    }
+  }
+
+  static void finish_columns(const Job& job, int64_t b, int64_t g0, int64_t g1, const void* in, int64_t panels,
+                             int64_t step) {
+    const Stats<V>* stats = static_cast<const Stats<V>*>(in);
+    for (int64_t g = g0; g < g1; ++g) {
+      Stats<V> s = stats[g - g0];
+      for (int64_t p = 1; p < panels; ++p) merge(s, stats[p * step + g - g0], job.scale);
+      for (int i = 0; i < width(job, g); ++i) {
+        const Stats<A> lane = {s.index[i], s.top[i], s.mass[i], s.x[i], s.y[i], s.t[i]};
+        finish(lane, b * job.cols + g * kLanes + i, job.per_col.grid, job.inverse_temperature, job.per_col.results);
+      }
+    }
+  }
+
+  static SEMIMATCH_FN A entry(const Job& job, int64_t b, int64_t row, int64_t col) {
+    return load<false>(job.at(b, row, col), 0, 1)[0];
+  }
+
+  static void column_slopes(const Job& job, int64_t b, int64_t g0, int64_t g1, void* out) {
+    Slope<V>* slopes = static_cast<Slope<V>*>(out);
+    const Side<A>& side = job.per_col;
+    for (int64_t g = g0; g < g1; ++g) {
+      Slope<V> s = {};
+      for (int i = 0; i < width(job, g); ++i) {
+        const int64_t col = g * kLanes + i;
+        const A top = entry(job, b, side.results.index[b * job.cols + col], col);
+        const Slope<A> one =
+            slope_of(side.results, side.grads, b, col, job.cols, top, side.grid, job.inverse_temperature);
+        s.index[i] = one.index;
+        s.top[i] = one.top;
+        s.weight[i] = one.weight;
+        s.constant[i] = one.constant;
+        s.x[i] = one.x;
+        s.y[i] = one.y;
+        s.t[i] = one.t;
+        s.constant_at_index[i] = one.constant_at_index;
+      }
+      slopes[g - g0] = s;
+    }
+  }
+
+  static SEMIMATCH_FN Slope<V> same_in_all_lanes(const Slope<A>& s) {
+    return {Number<V>::same(s.index),  V{} + s.top, V{} + s.weight, V{} + s.constant,
+            V{} + s.constant_at_index, V{} + s.x,   V{} + s.y,      V{} + s.t};
+  }
+
+  // The gradient of one vector: row r, group g.
+  template <bool kDense, bool kPerCol, bool kPerRow>
+  static SEMIMATCH_FN void gradient_at(const Job& job, const Positions& at, int64_t b, int64_t r, int64_t g, int lanes,
+                                       const Slope<V>& col, const Slope<V>& row) {
+    const V c = load<kDense>(job.at(b, r, g * kLanes), job.stride_col, lanes);
+    V result = {};
+    if constexpr (kPerCol) result += entry_gradient(c, col, r, at.row_x[r], at.row_y[r], job.scale);
+    if constexpr (kPerRow) {
+      const V x = load_scalars(at.col_x + g * kLanes), y = load_scalars(at.col_y + g * kLanes);
+      // The lanes' own columns are first + 0, 1, ...: row.index has been lowered by as much.
+      result += entry_gradient(c, row, g * kLanes, x, y, job.scale);
+    }
+    store<kDense>(job.grad + (b * job.rows + r) * job.cols + g * kLanes, result, lanes);
+  }
+
+  template <bool kPerCol, bool kPerRow>
+  static void gradient_rows(const Job& job, const Positions& at, int64_t b, int64_t r0, int64_t r1,
+                            const Slope<V>* slopes) {
+    Slope<V> rows[kRows];
+    typename Number<V>::Index lane;
+    for (int i = 0; i < kLanes; ++i) lane[i] = i;
+    for (int64_t r = r0; kPerRow && r < r1; ++r) {
+      const Side<A>& side = job.per_row;
+      const A top = entry(job, b, r, side.results.index[b * job.rows + r]);
+      const Slope<A> one = slope_of(side.results, side.grads, b, r, job.rows, top, side.grid, job.inverse_temperature);
+      rows[r - r0] = same_in_all_lanes(one);
+      rows[r - r0].index -= lane;
+    }
+    const auto sweep = [&](auto is_dense, int64_t r, int64_t r_end, int64_t g, int64_t g_end) {
+      for (; g < g_end; ++g) {
+        const Slope<V> col = kPerCol ? slopes[g] : Slope<V>{};
+        for (int64_t i = r; i < r_end; ++i)
+          gradient_at<decltype(is_dense)::value, kPerCol, kPerRow>(job, at, b, i, g, width(job, g), col, rows[i - r0]);
+      }
+    };
+    const int64_t whole = job.stride_col == 1 ? job.cols / kLanes : 0;
+    if (kPerCol) {
+      sweep(std::true_type{}, r0, r1, 0, whole);
+    } else {
+      for (int64_t r = r0; r < r1; ++r) sweep(std::true_type{}, r, r + 1, 0, whole);
+    }
+    sweep(std::false_type{}, r0, r1, whole, (job.cols + kLanes - 1) / kLanes);
+  }
+
+  static void gradient(const Job& job, const Positions& at, int64_t b, int64_t r0, int64_t r1, const void* slopes) {
+    const bool both = job.per_col.wanted && job.per_row.wanted;
+    const auto run = both                 ? gradient_rows<true, true>
+                     : job.per_col.wanted ? gradient_rows<true, false>
+                                          : gradient_rows<false, true>;
+    run(job, at, b, r0, r1, static_cast<const Slope<V>*>(slopes));
+  }
+};
+
+}  // namespace
+
+template <class T>
+typename CpuMatch<T>::Kernels match_kernels() {
+  using L = Loops<T>;
+  return {kLanes<T>,
+          sizeof(Stats<typename L::V>),
+          sizeof(Slope<typename L::V>),
+          L::rows,
+          L::columns,
+          L::finish_columns,
+          L::column_slopes,
+          L::gradient};
+}
+
+template CpuMatch<float>::Kernels match_kernels<float>();
+template CpuMatch<double>::Kernels match_kernels<double>();
+template CpuMatch<BFloat16>::Kernels match_kernels<BFloat16>();
+template CpuMatch<Float16>::Kernels match_kernels<Float16>();
+
+}  // namespace SEMIMATCH_CPU
+}  // namespace semimatch

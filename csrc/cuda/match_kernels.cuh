@@ -1,0 +1,292 @@
+// Kernels of `match`. All of them take the blocks' place from blockIdx.x alone, address in 64 bits, and write every
+// result from one thread in a fixed order: repeated runs agree bit for bit.
+#pragma once
+
+#include "../match_job.h"
+
+namespace semimatch {
+
+constexpr int kWarp = 32;
+
+// Blocks of 256 threads that should fit on a multiprocessor: leaves 64 (double: 128) registers to a thread.
+template <class A>
+constexpr int kBlocksPerSm = sizeof(A) == 8 ? 2 : 4;
+
+// To and from the accumulate type.
+template <class A, class T>
+SEMIMATCH_FN A widen(T value) {
+  return static_cast<A>(value);
+}
+template <class T, class A>
+SEMIMATCH_FN T narrow(A value) {
+  return static_cast<T>(value);
+}
+
+SEMIMATCH_FN int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Walks over cells first, first + step, first + 2 step, ... of a grid.
+template <class A>
+struct Walk {
+  int64_t first;
+  int step;
+  A x_, y_, x_last, width, step_x, step_y;
+
+  SEMIMATCH_FN Walk(Grid grid, int64_t first_cell, int step_cells) : first(first_cell), step(step_cells) {
+    const Position<A> p = position_of<A>(grid, static_cast<int>(first_cell));
+    x_ = p.x;
+    y_ = p.y;
+    width = A(grid.width);
+    x_last = A(0.5) * (width - A(1));
+    step_x = A(step % grid.width);
+    step_y = A(step / grid.width);
+  }
+  SEMIMATCH_FN int64_t index(int i) const { return first + int64_t(step) * i; }
+  SEMIMATCH_FN A x() const { return x_; }
+  SEMIMATCH_FN A y() const { return y_; }
+  SEMIMATCH_FN void next() {
+    x_ += step_x;
+    y_ += step_y;
+    const bool wraps = x_ > x_last;
+    x_ = wraps ? x_ - width : x_;
+    y_ = wraps ? y_ + A(1) : y_;
+  }
+};
+
+// Adds kCount entries, `stride` elements apart, of which the first `valid` exist, and moves the walk on.
+template <int kCount, class A, class T>
+SEMIMATCH_FN void add_strided(Stats<A>& s, const T* from, int64_t stride, int64_t valid, A scale, Walk<A>& walk) {
+  A c[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) c[i] = i < valid ? widen<A>(from[i * stride]) : lowest<A>();
+  add<kCount>(s, c, kCount, scale, walk);
+  walk.first += kCount * walk.step;
+}
+
+// --- one match per column ---
+// A block has 32 neighbouring columns: neighbouring lanes read neighbouring entries of a row. Its warps share out the
+// rows, each a run of them.
+constexpr int kColumnWarps = 16;
+constexpr int kColumnBatch = 8;
+
+template <class T, class A>
+__global__ void __launch_bounds__(kWarp* kColumnWarps) match_columns(MatchJob<T, A> job) {
+  const int64_t tiles = ceil_div(job.cols, kWarp);
+  const int64_t b = blockIdx.x / tiles;
+  const int64_t col = blockIdx.x % tiles * kWarp + threadIdx.x;
+  const int warp = threadIdx.y;
+  const int64_t run = ceil_div(job.rows, kColumnWarps);
+  const int64_t begin = warp * run < job.rows ? warp * run : job.rows;
+  const int64_t end = begin + run < job.rows ? begin + run : job.rows;
+
+  Stats<A> s = no_stats<A>();
+  if (col < job.cols) {
+    Walk<A> walk(job.per_col.grid, begin, 1);
+    const T* from = job.at(b, begin, col);
+    for (int64_t row = begin; row < end; row += kColumnBatch, from += kColumnBatch * job.stride_row)
+      add_strided<kColumnBatch>(s, from, job.stride_row, end - row, job.scale, walk);
+  }
+
+  __shared__ Stats<A> parts[kColumnWarps][kWarp];
+  parts[warp][threadIdx.x] = s;
+  __syncthreads();
+  for (int half = kColumnWarps / 2; half > 0; half /= 2) {
+    if (warp < half) {
+      merge(s, parts[warp + half][threadIdx.x], job.scale);
+      parts[warp][threadIdx.x] = s;
+    }
+    __syncthreads();
+  }
+  if (warp == 0 && col < job.cols)
+    finish(s, b * job.cols + col, job.per_col.grid, job.inverse_temperature, job.per_col.results);
+}
+
+// --- one match per row ---
+// A warp has one row: neighbouring lanes read neighbouring entries.
+constexpr int kRowWarps = 8;
+constexpr int kRowBatch = 8;
+
+// Statistics of a row from those of the warp's lanes; valid in lane 0.
+template <class A>
+__device__ __forceinline__ Stats<A> over_lanes(Stats<A> s, A scale) {
+  constexpr unsigned kAll = 0xffffffff;
+  A top = s.top;
+#pragma unroll
+  for (int delta = kWarp / 2; delta > 0; delta /= 2) {
+    const A other = __shfl_xor_sync(kAll, top, delta);
+    top = other > top ? other : top;
+  }
+  // A lane without the largest entry has no say in the index. The lowest one wins.
+  auto index = s.top == top ? s.index : Number<A>::same(INT32_MAX);
+  raise_top(s, top, scale);
+#pragma unroll
+  for (int delta = kWarp / 2; delta > 0; delta /= 2) {
+    const auto other = __shfl_xor_sync(kAll, index, delta);
+    index = other < index ? other : index;
+    s.mass += __shfl_xor_sync(kAll, s.mass, delta);
+    s.x += __shfl_xor_sync(kAll, s.x, delta);
+    s.y += __shfl_xor_sync(kAll, s.y, delta);
+    s.t += __shfl_xor_sync(kAll, s.t, delta);
+  }
+  s.index = index;
+  return s;
+}
+
+template <class T, class A>
+__global__ void __launch_bounds__(kWarp* kRowWarps, kBlocksPerSm<A>) match_rows(MatchJob<T, A> job) {
+  const int64_t cell = int64_t(blockIdx.x) * kRowWarps + threadIdx.y;  // over batch and rows
+  if (cell >= job.batch * job.rows) return;                            // the whole warp
+  const int lane = threadIdx.x;
+  Stats<A> s = no_stats<A>();
+  if (lane < job.cols) {
+    Walk<A> walk(job.per_row.grid, lane, kWarp);
+    const T* from = job.at(cell / job.rows, cell % job.rows, lane);
+    const int64_t stride = kWarp * job.stride_col;
+    for (int64_t col = lane; col < job.cols; col += kWarp * kRowBatch, from += kRowBatch * stride)
+      add_strided<kRowBatch>(s, from, stride, ceil_div(job.cols - col, kWarp), job.scale, walk);
+  }
+  s = over_lanes(s, job.scale);
+  if (lane == 0) finish(s, cell, job.per_row.grid, job.inverse_temperature, job.per_row.results);
+}
+
+// --- both at once ---
+// A block has kTile rows and a run of tiles along them. It reads a tile into shared memory once, and from there adds it
+// to the statistics of its columns, which are thereby complete for these rows, and of its rows. What blocks find is
+// merged by match_merge, in order.
+constexpr int kTile = 64;
+constexpr int kShares = 4;               // threads to a column or a row of the tile
+constexpr int kShare = kTile / kShares;  // entries of each
+constexpr int kTileBatch = 8;            // of which this many at a time
+constexpr int kTileThreads = kTile * kShares;
+
+// Merges the shares of each of the kTile columns or rows; the threads of share 0 hold the result.
+template <class A>
+__device__ __forceinline__ void merge_shares(Stats<A>& s, Stats<A> (*parts)[kTile], int cell, int share, A scale) {
+  parts[share][cell] = s;
+  __syncthreads();
+  if (share == 0) {
+    for (int i = 1; i < kShares; ++i) merge(s, parts[i][cell], scale);
+  }
+}
+
+// Adds a thread's share of a column or a row of the tile.
+template <class A>
+__device__ __forceinline__ void add_shared(Stats<A>& s, const A* from, int stride, A scale, Walk<A>& walk) {
+#pragma unroll 1
+  for (int i = 0; i < kShare; i += kTileBatch)
+    add_strided<kTileBatch>(s, from + i * stride, stride, kTileBatch, scale, walk);
+}
+
+// col_parts [batch, row panels, cols], row_parts [batch, runs, rows]; `run` tiles each.
+template <class T, class A>
+__global__ void __launch_bounds__(kTileThreads, kBlocksPerSm<A>)
+    match_tiles(MatchJob<T, A> job, int64_t run, Stats<A>* col_parts, Stats<A>* row_parts) {
+  const int64_t panels = ceil_div(job.rows, kTile);
+  const int64_t tiles = ceil_div(job.cols, kTile);
+  const int64_t runs = ceil_div(tiles, run);
+  const int64_t which_run = blockIdx.x % runs;
+  const int64_t panel = blockIdx.x / runs % panels;
+  const int64_t b = blockIdx.x / (runs * panels);
+  const int cell = threadIdx.x % kTile, share = threadIdx.x / kTile;
+  const int64_t row0 = panel * kTile;
+
+  __shared__ A tile[kTile][kTile + 1];  // one more: threads along a column of it meet no bank twice
+  __shared__ Stats<A> parts[kShares][kTile];
+  Stats<A> of_row = no_stats<A>();
+  const int64_t last_tile = (which_run + 1) * run < tiles ? (which_run + 1) * run : tiles;
+  for (int64_t t = which_run * run; t < last_tile; ++t) {
+    const int64_t col0 = t * kTile;
+    const int64_t col = col0 + cell;
+    const T* from = job.at(b, row0 + share, col);
+#pragma unroll kTileBatch
+    for (int r = share; r < kTile; r += kShares, from += kShares * job.stride_row)
+      tile[r][cell] = row0 + r < job.rows && col < job.cols ? widen<A>(*from) : lowest<A>();
+    __syncthreads();
+    const int first = share * kShare;
+    Walk<A> along(job.per_row.grid, col0 + first, 1);
+    add_shared(of_row, &tile[cell][first], 1, job.scale, along);
+    Walk<A> down(job.per_col.grid, row0 + first, 1);
+    Stats<A> of_col = no_stats<A>();
+    add_shared(of_col, &tile[first][cell], kTile + 1, job.scale, down);
+    merge_shares(of_col, parts, cell, share, job.scale);
+    if (share == 0 && col < job.cols) col_parts[(b * panels + panel) * job.cols + col] = of_col;
+    // `tile` has been read by all; `parts` is written again only after the barrier that follows the next load.
+  }
+  __syncthreads();
+  merge_shares(of_row, parts, cell, share, job.scale);
+  if (share == 0 && row0 + cell < job.rows) row_parts[(b * runs + which_run) * job.rows + row0 + cell] = of_row;
+}
+
+// Merges `pieces` statistics [batch, pieces, cells] of each cell and writes the results.
+constexpr int kMergeThreads = 128;
+
+template <class A>
+__global__ void __launch_bounds__(kMergeThreads)
+    match_merge(const Stats<A>* parts, int64_t batch, int64_t pieces, int64_t cells, Side<A> side, A scale,
+                A inverse_temperature) {
+  const int64_t i = int64_t(blockIdx.x) * kMergeThreads + threadIdx.x;
+  if (i >= batch * cells) return;
+  const Stats<A>* from = parts + i / cells * pieces * cells + i % cells;
+  Stats<A> s = from[0];
+  for (int64_t p = 1; p < pieces; ++p) merge(s, from[p * cells], scale);
+  finish(s, i, side.grid, inverse_temperature, side.results);
+}
+
+// --- gradient ---
+// A block has kGradRows rows and kGradCols columns: their slopes are computed once, into shared memory; then it reads
+// and writes each entry once, neighbouring lanes next to each other.
+constexpr int kGradCols = 64;
+constexpr int kGradRows = 128;
+constexpr int kGradThreads = 256;
+
+template <class T, class A, bool kPerCol, bool kPerRow>
+__global__ void __launch_bounds__(kGradThreads, kBlocksPerSm<A>) match_gradient(MatchJob<T, A> job) {
+  const int64_t across = ceil_div(job.cols, kGradCols);
+  const int64_t down = ceil_div(job.rows, kGradRows);
+  const int64_t col0 = blockIdx.x % across * kGradCols;
+  const int64_t row0 = blockIdx.x / across % down * kGradRows;
+  const int64_t b = blockIdx.x / (across * down);
+
+  alignas(16) __shared__ Slope<A> col_slopes[kPerCol ? kGradCols : 1];
+  alignas(16) __shared__ Slope<A> row_slopes[kPerRow ? kGradRows : 1];
+  if (kPerRow && threadIdx.x < kGradRows && row0 + threadIdx.x < job.rows) {
+    const Side<A>& side = job.per_row;
+    const int64_t row = row0 + threadIdx.x;
+    const A top = widen<A>(*job.at(b, row, side.results.index[b * job.rows + row]));
+    row_slopes[threadIdx.x] =
+        slope_of(side.results, side.grads, b, row, job.rows, top, side.grid, job.inverse_temperature);
+  }
+  const int other = threadIdx.x - (kGradThreads - kGradCols);  // the last threads, which have no row
+  if (kPerCol && other >= 0 && col0 + other < job.cols) {
+    const Side<A>& side = job.per_col;
+    const int64_t col = col0 + other;
+    const A top = widen<A>(*job.at(b, side.results.index[b * job.cols + col], col));
+    col_slopes[other] = slope_of(side.results, side.grads, b, col, job.cols, top, side.grid, job.inverse_temperature);
+  }
+  __syncthreads();
+
+  constexpr int kStep = kGradThreads / kGradCols;  // rows between those of a thread
+  const int mine = threadIdx.x % kGradCols;
+  const int64_t col = col0 + mine;
+  if (col >= job.cols) return;
+  int r = threadIdx.x / kGradCols;
+  Slope<A> of_col = {};
+  if (kPerCol) of_col = col_slopes[mine];
+  Walk<A> walk(job.per_col.grid, row0 + r, kStep);
+  const Position<A> at = position_of<A>(job.per_row.grid, static_cast<int>(col));
+  const T* from = job.at(b, row0 + r, col);
+  T* to = job.grad + (b * job.rows + row0 + r) * job.cols + col;
+  const int rows = static_cast<int>(job.rows - row0 < kGradRows ? job.rows - row0 : kGradRows);
+#pragma unroll 4
+  for (; r < rows; r += kStep) {
+    const A c = widen<A>(*from);
+    A g = A(0);
+    if (kPerCol) g += entry_gradient(c, of_col, row0 + r, walk.x(), walk.y(), job.scale);
+    if (kPerRow) g += entry_gradient(c, row_slopes[r], col, at.x, at.y, job.scale);
+    *to = narrow<T>(g);
+    walk.next();
+    from += kStep * job.stride_row;
+    to += kStep * job.cols;
+  }
+}
+
+}  // namespace semimatch

@@ -1,0 +1,106 @@
+"""Loading of the native modules: `_C` (C++, CPU kernels) and `_C_cuda` (CUDA kernels).
+
+Loading one registers its kernels on the ops that `library` has defined. Either may be absent, and `load` says
+why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+_FOLDER = Path(__file__).resolve().parent
+_REBUILD = "rebuild with `pip install -e . --no-build-isolation`"
+
+#: The loaded modules, None until `load` has found them.
+cpp: ModuleType | None = None
+cuda: ctypes.CDLL | None = None
+
+
+def load(schemas: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """Loads what there is, once; returns why the C++ and the CUDA module are not there (None = loaded).
+
+    Args:
+        schemas: op name -> schema as `library` defines it.
+
+    Raises: ImportError when a binary was built for other schemas, that is, from another state of the sources.
+    """
+    return _load_cpp(schemas), _load_cuda(schemas)
+
+
+def build_info() -> dict[str, dict[str, str]]:
+    """What each loaded module was built from, by name: compiler, flags, torch, instruction sets or archs."""
+    info = {}
+    if cpp is not None:
+        info["_C"] = dict(cpp.build_info())
+    if cuda is not None:
+        info["_C_cuda"] = dict(line.split(": ", 1) for line in _text(cuda, "build_info").splitlines())
+    return info
+
+
+def _load_cpp(schemas: Mapping[str, str]) -> str | None:
+    global cpp
+    if cpp is None:
+        if not any(_FOLDER.glob("_C.*")):
+            return _why_not_built("_C")
+        try:
+            module = importlib.import_module(f"{__package__}._C")
+        except ImportError as error:
+            return _not_loadable(error)
+        _compare("_C", module.op_schemas(), schemas)
+        cpp = module
+    return None
+
+
+def _load_cuda(schemas: Mapping[str, str]) -> str | None:
+    global cuda
+    if cuda is None:
+        path = _FOLDER / "_C_cuda.so"
+        if not path.exists():
+            return _why_not_built("_C_cuda")
+        if torch.version.cuda is None:
+            return f"this torch ({torch.__version__}) is built without CUDA"
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            return _not_loadable(error)
+        parts = [line.partition("(") for line in _text(library, "op_schemas").splitlines()]
+        _compare("_C_cuda", {name: bracket + rest for name, bracket, rest in parts}, schemas)
+        cuda = library
+    return None
+
+
+def _text(library: ctypes.CDLL, name: str) -> str:
+    function = getattr(library, f"semimatch_cuda_{name}")
+    function.restype = ctypes.c_char_p
+    return function().decode()
+
+
+def _why_not_built(module: str) -> str:
+    """The line that setup.py left when it last ran."""
+    try:
+        report = json.loads((_FOLDER / "_native_build.json").read_text(encoding="utf-8"))
+        reason = report[f"{__package__}.{module}"]
+    except (OSError, ValueError, KeyError):
+        return f"not built: the build has not run yet; remedy: {_REBUILD}"
+    return f"not built: {reason}" if reason else f"built, but its file is gone; remedy: {_REBUILD}"
+
+
+def _not_loadable(error: Exception) -> str:
+    return f"built, but does not load with torch {torch.__version__} ({error}); remedy: {_REBUILD}"
+
+
+def _compare(module: str, built: Mapping[str, str], defined: Mapping[str, str]) -> None:
+    for name in sorted({*built, *defined}):
+        if built.get(name) != defined.get(name):
+            was, now = built.get(name, " (no such op)"), defined.get(name, " (no such op)")
+            raise ImportError(
+                f"semimatch_kernels.{module} is out of date: it was built for {name}{was}, "
+                f"but semimatch_kernels/library.py defines {name}{now}; {_REBUILD}"
+            )

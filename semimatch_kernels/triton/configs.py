@@ -1,0 +1,167 @@
+"""Launch configurations: tiles per layout, size class and item size, and how work is split, per architecture.
+
+Nothing is searched for at run time. The tiles were chosen from the compiled code
+(tests/test_triton_compile.py keeps them free of spills): enough 16-byte loads in flight to cover the
+latency of DRAM, at most 168 registers in the usual case so that three programs share an SM, and few
+instructions per entry, because at full bandwidth an H100 has about 38 instruction slots for a float32 entry
+that it reads and 19 for a bfloat16 one.
+
+Splits depend on shapes and the architecture alone, so that sums keep one order and results repeat to the
+last bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+#: Up to this many entries in a correlation its size class is "small" (short programs), else "large" (loops).
+SMALL_ENTRIES = 512 * 512
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A one-direction kernel's tile."""
+
+    reduced: int  #: cells of the reduced side per tile
+    kept: int  #: cells of the kept side per tile
+    unroll: int  #: tiles of a loop step, all loaded before any is used (forward only)
+    min_cells: int  #: fewest reduced cells that are worth a program of their own
+    num_warps: int = 4
+
+    @property
+    def step(self) -> int:
+        return self.reduced * self.unroll
+
+
+# Rows are the side of the larger stride, columns that of the smaller.
+@dataclass(frozen=True)
+class BothForward:
+    """match_both's tiles: one for the pass over a block's columns, one for that over its rows."""
+
+    rows: int  #: rows of a program
+    block_rows: int  #: rows per tile, first pass
+    block_columns: int  #: columns per tile and per block, first pass
+    unroll: int  #: tiles of a loop step, first pass
+    row_step: int  #: columns of a loop step, second pass; of float32, 32 are one cache line of each row
+    row_bytes: int  #: most bytes of a row that a thread loads at once, second pass
+    num_warps: int = 4
+
+
+@dataclass(frozen=True)
+class BothBackward:
+    """match_both_backward's tiles."""
+
+    side_cells: int  #: rows or columns of a program of match_both_sides_kernel
+    block_rows: int  #: rows of a program
+    block_columns: int  #: columns per tile; fewer than threads, or vectors go through shared memory
+    num_warps: int = 4
+
+
+Tiles = dict[tuple[bool, str, int], Tile]
+"""Key: (the reduced side is the one of the smaller stride, size class, bytes of an entry)."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that is chosen for one compute capability."""
+
+    programs: int  #: programs that fill the device a few times over; with fewer, the reduced side is split
+    cache_bytes: int  #: a correlation up to this size stays in L2 from one launch to the next
+    forward: Tiles
+    backward: Tiles
+    both_forward: BothForward
+    both_backward: BothBackward
+    merge: Tile  #: second stage: parts and kept cells per tile
+
+
+_FORWARD: Tiles = {
+    (False, "small", 4): Tile(reduced=32, kept=16, unroll=8, min_cells=1024),
+    (False, "small", 2): Tile(reduced=16, kept=32, unroll=8, min_cells=1024),
+    (False, "large", 4): Tile(reduced=4, kept=128, unroll=8, min_cells=512),
+    (False, "large", 2): Tile(reduced=4, kept=128, unroll=8, min_cells=512),
+    (True, "small", 4): Tile(reduced=128, kept=4, unroll=2, min_cells=2048),
+    (True, "small", 2): Tile(reduced=128, kept=8, unroll=2, min_cells=2048),
+    (True, "large", 4): Tile(reduced=128, kept=8, unroll=4, min_cells=2048),
+    (True, "large", 2): Tile(reduced=128, kept=8, unroll=4, min_cells=2048),
+}
+_BACKWARD: Tiles = {
+    (False, "small", 4): Tile(reduced=16, kept=64, unroll=1, min_cells=64),
+    (False, "small", 2): Tile(reduced=16, kept=64, unroll=1, min_cells=64),
+    (False, "large", 4): Tile(reduced=16, kept=64, unroll=1, min_cells=256),
+    (False, "large", 2): Tile(reduced=16, kept=64, unroll=1, min_cells=256),
+    (True, "small", 4): Tile(reduced=128, kept=8, unroll=1, min_cells=256),
+    (True, "small", 2): Tile(reduced=128, kept=8, unroll=1, min_cells=256),
+    (True, "large", 4): Tile(reduced=128, kept=8, unroll=1, min_cells=1024),
+    (True, "large", 2): Tile(reduced=128, kept=8, unroll=1, min_cells=1024),
+}
+
+
+def _shipped(multiprocessors: int, l2_bytes: int) -> Architecture:
+    return Architecture(
+        programs=8 * multiprocessors,
+        cache_bytes=l2_bytes // 2,
+        forward=_FORWARD,
+        backward=_BACKWARD,
+        both_forward=BothForward(
+            rows=128, block_rows=4, block_columns=128, unroll=8, row_step=32, row_bytes=16
+        ),
+        both_backward=BothBackward(side_cells=128, block_rows=16, block_columns=64),
+        merge=Tile(reduced=16, kept=32, unroll=1, min_cells=1),
+    )
+
+
+#: By compute capability: A100, H100 and H200, B200.
+ARCHITECTURES: dict[int, Architecture] = {
+    80: _shipped(multiprocessors=108, l2_bytes=40 << 20),
+    90: _shipped(multiprocessors=132, l2_bytes=50 << 20),
+    100: _shipped(multiprocessors=148, l2_bytes=126 << 20),
+}
+
+#: Triton's interpreter takes about the same time for a tile of any size, so few and large ones; the other
+#: numbers make small inputs take every path.
+INTERPRETER = Architecture(
+    programs=4,
+    cache_bytes=8192,
+    forward=dict.fromkeys(_FORWARD, Tile(reduced=32, kept=64, unroll=2, min_cells=64)),
+    backward=dict.fromkeys(_BACKWARD, Tile(reduced=64, kept=128, unroll=1, min_cells=128)),
+    both_forward=BothForward(rows=128, block_rows=64, block_columns=64, unroll=2, row_step=32, row_bytes=64),
+    both_backward=BothBackward(side_cells=128, block_rows=64, block_columns=128),
+    merge=Tile(reduced=2, kept=64, unroll=1, min_cells=1),
+)
+
+
+@cache
+def _of_device(index: int) -> Architecture:
+    major, minor = torch.cuda.get_device_capability(index)
+    not_newer = [capability for capability in ARCHITECTURES if capability <= 10 * major + minor]
+    return ARCHITECTURES[max(not_newer, default=min(ARCHITECTURES))]
+
+
+def architecture(device: torch.device) -> Architecture:
+    """What is chosen for ``device``: for the newest architecture not newer than it, or the interpreter."""
+    return _of_device(device.index) if device.type == "cuda" else INTERPRETER
+
+
+def tile(tiles: Tiles, reduced_fast: bool, itemsize: int, reduced: int, kept: int) -> Tile:
+    """The tile of one direction. float64, which only the interpreter runs, takes that of float32."""
+    size = "small" if reduced * kept <= SMALL_ENTRIES else "large"
+    return tiles[reduced_fast, size, min(itemsize, 4)]
+
+
+def split(programs: int, wanted: int, cells: int, step: int, least: int) -> tuple[int, int]:
+    """Split ``cells`` into ranges until ``programs`` programs a range are ``wanted``: (ranges, cells of a
+    range).
+
+    A range is a multiple of ``step`` and, the last apart, not shorter than ``least``.
+    """
+    ranges = max(1, min(-(-wanted // programs), cells // least))
+    each = -(-cells // (ranges * step)) * step
+    return -(-cells // each), each
+
+
+def row_vector(tile: BothForward, width: int, itemsize: int) -> int:
+    """Cells of a row that one thread loads at once: a power of two, never across the end of a grid row."""
+    return min(width & -width, tile.row_bytes // itemsize, tile.row_step)
