@@ -49,6 +49,8 @@ class ModelConfig:
     """Channels that features are projected to for the aggregator."""
     depth: int = 1
     """Blocks of the aggregator."""
+    mlp_ratio: int = 4
+    """Width of the aggregator's MLPs, in token widths."""
     zero_init: bool = False
     """Start the aggregator as the identity: the untrained network is the training-free matcher."""
     center: bool = False
@@ -175,7 +177,7 @@ def check(config: Config) -> None:
     positive = {
         "optim.steps": optim.steps, "optim.batch_size": optim.batch_size, "optim.lr": optim.lr,
         "model.temperature": config.model.temperature, "semi.temperature": config.semi.temperature,
-        "model.projection": config.model.projection, "model.depth": config.model.depth,
+        "model.projection": config.model.projection, "model.depth": config.model.depth, "model.mlp_ratio": config.model.mlp_ratio,
         "run.log_every": run.log_every, "run.save_every": run.save_every, "run.devices": run.devices,
     }  # fmt: skip
     for name, value in positive.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._dynamo.testing
 
 import semimatch_kernels as smk
 from semimatch_kernels import library
@@ -12,9 +13,15 @@ GRIDS = ((2, 3), (2, 2))
 
 
 def _variants():
-    yield pytest.param("", id="native", marks=pytest.mark.skipif(library.CPU_REASON is not None, reason=str(library.CPU_REASON)))
-    skip = library.TRITON_REASON or (None if library.TRITON_INTERPRET else "needs TRITON_INTERPRET=1 on the CPU")
-    yield pytest.param("_triton", id="triton", marks=pytest.mark.skipif(skip is not None, reason=str(skip)))
+    reasons = {
+        "": library.CPU_REASON,
+        "_triton": library.TRITON_REASON
+        or (None if library.TRITON_INTERPRET else "on the CPU it needs TRITON_INTERPRET=1"),
+    }
+    return [
+        pytest.param(suffix, id=name, marks=pytest.mark.skipif(reason is not None, reason=str(reason)))
+        for name, (suffix, reason) in zip(("native", "triton"), reasons.items(), strict=True)
+    ]
 
 
 def _layout(layout, dtype):
@@ -59,21 +66,22 @@ def test_opcheck_of_the_backwards(suffix):
 @pytest.mark.parametrize("suffix", _variants())
 @pytest.mark.parametrize("per", ["target", "source", "both"])
 def test_compiles_to_one_graph(suffix, per):
-    """fullgraph forward and backward, dynamic shapes compiled once, same numbers as eager."""
+    """fullgraph forward and backward, same numbers as eager, and one compilation for every batch size and number of cells
+    on the other side. The grid is a constant of the graph, and with it the side that is reduced over."""
     backend = "triton" if suffix else "cpu"
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    grid = {"target": (2, 3), "source": (2, 2), "both": ((2, 3), (2, 2))}[per]
 
-    def loss(corr, width):
-        shape = {"target": (2, width), "source": (2, 2), "both": ((2, width), (2, 2))}[per]
-        out = smk.match(corr, shape, 0.3, per, backend=backend)
+    def loss(corr):
+        out = smk.match(corr, grid, 0.3, per, backend=backend)
         return sum(m.coords.square().sum() + m.entropy.sum() for m in (out if per == "both" else (out,)))
 
     compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=counter)
-    for batch, width in ((2, 3), (3, 5), (4, 7)):
-        corr = torch.randn(batch, 2 * width, 4)
+    for batch, more in ((2, 0), (3, 1), (5, 4)):
+        corr = torch.randn(batch, 6 + more * (per == "source"), 4 + more * (per == "target"))
         leaves = [corr.clone().requires_grad_() for _ in range(2)]
-        values = [f(leaf, width) for f, leaf in zip((loss, compiled), leaves, strict=True)]
+        values = [f(leaf) for f, leaf in zip((loss, compiled), leaves, strict=True)]
         torch.testing.assert_close(values[0], values[1])
         for value in values:
             value.backward()

@@ -38,7 +38,9 @@ def test_every_shipped_configuration_compiles(compiled, capability):
 
 
 def test_no_registers_are_spilled(compiled):
-    spilling = [f"{c['case']}: {c['stack']} + {c['local']} bytes" for c in compiled if c["stack"] or c["local"]]
+    spilling = [
+        f"{c['case']}: {c['stack']} + {c['local']} bytes" for c in compiled if c["stack"] or c["local"]
+    ]
     assert not spilling, "\n".join(spilling)
 
 
@@ -52,7 +54,10 @@ def test_even_sizes_are_read_in_wide_loads(compiled):
     narrow = [
         f"{c['case']}: {c['load_bytes']} bytes"
         for c in compiled
-        if c["variant"] == "even" and "sides" not in c["case"] and "merge" not in c["case"] and c["load_bytes"] < 8
+        if c["variant"] == "even"
+        and "sides" not in c["case"]
+        and "merge" not in c["case"]
+        and c["load_bytes"] < 8
     ]
     assert not narrow, "\n".join(narrow)
 

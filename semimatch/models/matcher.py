@@ -85,6 +85,7 @@ def build_matcher(model: ModelConfig, size: int = 256) -> Matcher:
             grid=(side, side),
             projection=model.projection,
             depth=model.depth,
+            mlp_ratio=model.mlp_ratio,
             zero_init=model.zero_init,
         )
     else:

@@ -17,7 +17,7 @@ from ..config import ModelConfig
 from ..errors import UserError
 
 #: Settings that change the tensors of the network; weights with other values of them do not fit.
-ARCHITECTURE = ("backbone", "levels", "head", "projection", "depth")
+ARCHITECTURE = ("backbone", "levels", "head", "projection", "depth", "mlp_ratio")
 
 
 class CheckpointError(UserError):

@@ -84,8 +84,8 @@ _FORWARD: Tiles = {
     (False, "large", 2): Tile(reduced=4, kept=128, unroll=8, min_cells=512),
     (True, "small", 4): Tile(reduced=128, kept=4, unroll=2, min_cells=2048),
     (True, "small", 2): Tile(reduced=128, kept=8, unroll=2, min_cells=2048),
-    (True, "large", 4): Tile(reduced=128, kept=8, unroll=4, min_cells=2048),
-    (True, "large", 2): Tile(reduced=128, kept=8, unroll=4, min_cells=2048),
+    (True, "large", 4): Tile(reduced=128, kept=4, unroll=8, min_cells=2048),
+    (True, "large", 2): Tile(reduced=128, kept=4, unroll=8, min_cells=2048),
 }
 _BACKWARD: Tiles = {
     (False, "small", 4): Tile(reduced=16, kept=64, unroll=1, min_cells=64),
