@@ -41,11 +41,17 @@ def _parser():
 
     evaluate = ArgumentParser(description="PCK of a matcher on a benchmark; without --weights training-free.")
     evaluate.add_argument("--data", choices=tuple(DATASETS), required=True, help="benchmark")
-    evaluate.add_argument("--data-root", type=Path, default=Path("data"), help="folder that holds the benchmark's folder")
+    evaluate.add_argument(
+        "--data-root", type=Path, default=Path("data"), help="folder that holds the benchmark's folder"
+    )
     evaluate.add_argument("--split", default="test", help="trn, val or test")
     evaluate.add_argument("--willow-split", type=int, help="only the test part of this leak-free split of PF-WILLOW")
     evaluate.add_argument("--weights", type=Path, help="weights.safetensors of a run")
-    evaluate.add_argument("--backbone", choices=("efficientnet-lite0", "resnet101"), help="without --weights; default efficientnet-lite0")
+    evaluate.add_argument(
+        "--backbone",
+        choices=("efficientnet-lite0", "resnet101"),
+        help="without --weights; default efficientnet-lite0",
+    )
     evaluate.add_argument("--out", type=Path, help="result folder; default runs/eval-<data>")
     evaluate.add_argument("--pictures", type=int, default=8, help="pairs to draw")
     evaluate.add_argument("--device", default="auto", help="cpu, cuda, or auto")
@@ -140,7 +146,10 @@ def main(argv: list[str] | None = None) -> None:
         needed = error.name or ""
         if needed.startswith(("semimatch", "torch.")):
             raise
-        print(f"semimatch: the package {needed} is missing; install with: pip install 'semimatch[app]'", file=sys.stderr)
+        print(
+            f"semimatch: the package {needed} is missing; install with: pip install 'semimatch[app]'",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except Interrupted as error:
         print(f"semimatch: {error}; go on with --resume", file=sys.stderr)

@@ -62,8 +62,8 @@ TRAINING_FREE_SELECTION = "temperature and centring chosen on all pairs of PF-WI
 
 
 def training_free(model: ModelConfig) -> ModelConfig:
-    """The matcher without training on the same backbone. Temperature and centring were chosen on the 900 pairs of PF-WILLOW,
-    where temperatures from .01 to .02 differ by 0.1 PCK."""
+    """The matcher without training on the same backbone. Temperature and centring were chosen on the 900 pairs of
+    PF-WILLOW, where temperatures from .01 to .02 differ by 0.1 PCK."""
     return replace(model, head="mean", temperature=0.01, center=True, pretrained=True)
 
 
@@ -177,13 +177,18 @@ def check(config: Config) -> None:
     positive = {
         "optim.steps": optim.steps, "optim.batch_size": optim.batch_size, "optim.lr": optim.lr,
         "model.temperature": config.model.temperature, "semi.temperature": config.semi.temperature,
-        "model.projection": config.model.projection, "model.depth": config.model.depth, "model.mlp_ratio": config.model.mlp_ratio,
+        "model.projection": config.model.projection, "model.depth": config.model.depth,
+        "model.mlp_ratio": config.model.mlp_ratio,
         "run.log_every": run.log_every, "run.save_every": run.save_every, "run.devices": run.devices,
     }  # fmt: skip
     for name, value in positive.items():
         if not value > 0:
             raise UserError(f"{name} is {value}; expected a number above 0")
-    for name, value in (("crop", config.augment.crop), ("photometric", config.augment.photometric), ("keyout", config.augment.keyout)):
+    for name, value in (
+        ("crop", config.augment.crop),
+        ("photometric", config.augment.photometric),
+        ("keyout", config.augment.keyout),
+    ):
         if not 0 <= value <= 1:
             raise UserError(f"augment.{name} is {value}; expected a probability, 0 to 1")
     if not config.methods:
@@ -196,7 +201,9 @@ def check(config: Config) -> None:
             raise UserError(f"data.willow_split is set for {config.data.name}; expected only with data.name pf-willow")
         return
     if config.data.name == "pf-willow":
-        raise UserError("data.willow_split is null; PF-WILLOW has no training split of its own, expected a split number, 0 for example")
+        raise UserError(
+            "data.willow_split is null; PF-WILLOW has no training split of its own, expected a number, 0 for example"
+        )
     for name in ("train", "val", "test"):
         value = getattr(config.data, name)
         if value is not None and value not in splits:

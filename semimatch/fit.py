@@ -22,7 +22,8 @@ ZERO_SHOT = "zero-shot"
 
 
 def load_splits(config: Config) -> dict[str, LoadedPairs]:
-    """Training, validation and test pairs with their images in memory; every row is checked before anything is trained."""
+    """Training, validation and test pairs with their images in memory; every row is checked before anything is
+    trained."""
     data = config.data
     if data.willow_split is not None:
         train_pairs, test_pairs = split_pairs(load_pairs(data.name, data.root, "test"), data.willow_split)
@@ -108,8 +109,17 @@ def fit(config: Config, resume: bool = False) -> dict[str, Result]:
         def validate(matcher: Matcher = matcher) -> float:
             return float(evaluate(matcher, data["val"], alphas=(0.10,), progress=False).per_image()[0])
 
-        train(fabric, matcher, method, data["train"], config, folder, validate if "val" in data else None, resume,
-              _selection(config))
+        train(
+            fabric,
+            matcher,
+            method,
+            data["train"],
+            config,
+            folder,
+            validate if "val" in data else None,
+            resume,
+            _selection(config),
+        )
         fabric.barrier()
         if main:
             load_weights(folder / "weights.safetensors", matcher, config.model)

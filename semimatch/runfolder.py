@@ -19,7 +19,9 @@ def prepare(folder: Path) -> None:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); expected a folder to put the run in") from error
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror}); expected a folder to put the run in"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -23,8 +23,10 @@ from .runfolder import prepare
 from .training.checkpoint import load_weights, read_header
 from .visualize import draw_matches
 
+
 def load_matcher(weights: Path | None, backbone: str | None, device: str) -> tuple[Matcher, ModelConfig, dict]:
-    """A matcher ready to use, its settings, and what its file says of itself; without ``weights`` the training-free one."""
+    """A matcher ready to use, its settings, and what its file says of itself; without ``weights`` the training-free
+    one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -48,7 +50,8 @@ def evaluate_command(
     data: str, data_root: Path, split: str, willow_split: int | None, weights: Path | None, backbone: str | None,
     out: Path | None, pictures: int, device: str,
 ) -> None:  # fmt: skip
-    """Evaluate on one benchmark, print the tables, and leave result.json, report.txt, curve.png and matches/ in ``out``."""
+    """Evaluate on one benchmark, print the tables, and leave result.json, report.txt, curve.png and matches/ in
+    ``out``."""
     out = out or Path("runs") / f"eval-{data}"
     prepare(out)
     pairs = load_pairs(data, data_root, split)
@@ -99,7 +102,10 @@ def match_command(images: list[Path], output: Path, weights: Path | None, points
     fractions = [(xy + 0.5) / torch.tensor([width, height]) for xy in (there, cells)]
     placed = [f.numpy() * np.array(p.size) - 0.5 for f, p in zip(fractions, pictures, strict=True)]
     drawn = draw_matches(
-        *pictures, *placed, scores=torch.exp(-per_target.entropy[0].cpu()[chosen]), titles=[p.name for p in images]
+        *pictures,
+        *placed,
+        scores=torch.exp(-per_target.entropy[0].cpu()[chosen]),
+        titles=[p.name for p in images],
     )
     drawn.save(output)
     print(f"{len(chosen)} matches in {output}")

@@ -1,7 +1,7 @@
 """Fused kernels for semantic matching: correlation, soft-argmax, entropy, contrastive loss, pseudo labels.
 
-Every function is an op on tensors, differentiable where that makes sense, with the backends `reference` (PyTorch), `cpu`
-(C++), `triton` and `cuda`. A correlation is ``C[b, s, t]``: source cell s (dim -2), target cell t (dim -1).
+Every function is an op on tensors, differentiable where that makes sense, with the backends `reference` (PyTorch),
+`cpu` (C++), `triton` and `cuda`. A correlation is ``C[b, s, t]``: source cell s (dim -2), target cell t (dim -1).
 
 ``python -m semimatch_kernels.info`` prints which backend runs which op on this machine, and why the others do not.
 """

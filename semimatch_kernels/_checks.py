@@ -1,4 +1,5 @@
-"""Argument checks shared by the public functions: every message names the argument, what it was and what was expected."""
+"""Argument checks shared by the public functions: every message names the argument, what it was and what was
+expected."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def describe(value: object) -> str:
 
 
 def check_corr(corr: object, name: str = "corr", leading: str = "B") -> Tensor:
-    """A correlation [B,S,T] (or [...,S,T] with ``leading='...'``) of a floating dtype and at least one cell on each side."""
+    """A correlation [B,S,T] (or [...,S,T] with ``leading='...'``) of a floating dtype and at least one cell on each
+    side."""
     if not isinstance(corr, Tensor):
         raise TypeError(f"{name}: expected a tensor [{leading},S,T], got {describe(corr)}")
     if corr.dtype not in FLOATS:
@@ -43,7 +45,7 @@ def check_grid(grid: object, cells: int, name: str = "grid", side: str = "source
     if not isinstance(grid, Sequence) or isinstance(grid, str) or len(grid) != 2:
         raise TypeError(f"{name}: expected (H, W) of the {side} side, got {describe(grid)}")
     height, width = grid
-    if isinstance(height, Sequence) or isinstance(height, float) or isinstance(width, float):
+    if isinstance(height, (Sequence, float)) or isinstance(width, float):
         raise TypeError(f"{name}: expected two integers (H, W) of the {side} side, got {grid!r}")
     if height < 1 or width < 1 or height * width != cells:
         raise ValueError(
@@ -62,11 +64,13 @@ def check_grids(grid: object, sources: int, targets: int, name: str = "grid") ->
 
 def check_temperature(temperature: object) -> float:
     """A finite number above zero; the scores are divided by it."""
-    if isinstance(temperature, Tensor) or isinstance(temperature, bool) or not hasattr(temperature, "__float__"):
+    if isinstance(temperature, (Tensor, bool)) or not hasattr(temperature, "__float__"):
         raise TypeError(f"temperature: expected a float (it is not differentiable), got {describe(temperature)}")
     value = float(temperature)
     if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"temperature: expected a finite number above 0 (scores are divided by it), got {temperature!r}")
+        raise ValueError(
+            f"temperature: expected a finite number above 0 (scores are divided by it), got {temperature!r}"
+        )
     return value
 
 
@@ -77,7 +81,9 @@ def check_choice(value: object, name: str, choices: Sequence[str]) -> str:
     return value  # type: ignore[return-value]
 
 
-def check_shape(value: object, name: str, shape: tuple[int, ...], dtypes: Sequence[torch.dtype] | None = None) -> Tensor:
+def check_shape(
+    value: object, name: str, shape: tuple[int, ...], dtypes: Sequence[torch.dtype] | None = None
+) -> Tensor:
     """A tensor of exactly ``shape``, and of one of ``dtypes`` if given."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor of shape {shape}, got {describe(value)}")
@@ -100,7 +106,9 @@ def check_features(src: object, trg: object, names: tuple[str, str] = ("src", "t
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: expected features [B,C,*grid], got {describe(value)}")
         if value.dim() < 3:
-            raise ValueError(f"{name}: expected features [B,C,*grid] with at least 3 dimensions, got {tuple(value.shape)}")
+            raise ValueError(
+                f"{name}: expected features [B,C,*grid] with at least 3 dimensions, got {tuple(value.shape)}"
+            )
         if value.dtype not in FLOATS:
             raise TypeError(f"{name}: expected dtype float32, bfloat16, float16 or float64, got {value.dtype}")
         if value.shape[1] < 1 or 0 in value.shape[2:]:

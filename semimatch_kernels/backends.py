@@ -106,7 +106,12 @@ def backends(op: str, *inputs: Tensor) -> dict[str, str | None]:
     tensors = [t for t in inputs if isinstance(t, Tensor)]
     if tensors:
         return {name: reason_against(op, name, tensors[0].device.type, tensors[0].dtype) for name in BACKENDS}
-    native = {"reference": "cpu", "cpu": "cpu", "cuda": "cuda", "triton": "cpu" if library.TRITON_INTERPRET else "cuda"}
+    native = {
+        "reference": "cpu",
+        "cpu": "cpu",
+        "cuda": "cuda",
+        "triton": "cpu" if library.TRITON_INTERPRET else "cuda",
+    }
     table = {name: reason_against(op, name, native[name], None) for name in BACKENDS}
     if table["triton"] is None and not library.TRITON_INTERPRET and not torch.cuda.is_available():
         table["triton"] = "no CUDA device is visible (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"

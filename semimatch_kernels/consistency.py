@@ -51,5 +51,7 @@ def forward_backward_mask(
     choose("forward_backward_mask", backend, index_target)
     with torch.no_grad():
         if per == "target":
-            return _reference.forward_backward_mask(index_target, index_source, target, source, alpha1, alpha2, sampling)
+            return _reference.forward_backward_mask(
+                index_target, index_source, target, source, alpha1, alpha2, sampling
+            )
         return _reference.forward_backward_mask(index_source, index_target, source, target, alpha1, alpha2, sampling)

@@ -15,7 +15,13 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
 def _check_cells(
-    labels: Tensor, weight: Tensor | None, mask: Tensor | None, like: Tensor, batch: int, cells: int, reduction: str
+    labels: Tensor,
+    weight: Tensor | None,
+    mask: Tensor | None,
+    like: Tensor,
+    batch: int,
+    cells: int,
+    reduction: str,
 ) -> Tensor:
     """Check the per-cell arguments [B,N]; returns which cells count."""
     _checks.check_choice(reduction, "reduction", _checks.REDUCTIONS)

@@ -13,13 +13,18 @@ __all__ = ["sparse_epe"]
 
 
 def sparse_epe(
-    flow: Tensor, target: Tensor, mask: Tensor | None = None, reduction: str = "mean", *, backend: str | None = None
+    flow: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    reduction: str = "mean",
+    *,
+    backend: str | None = None,
 ) -> Tensor:
     """Euclidean distance of predicted and true flow over the annotated cells.
 
     Args:
-        flow, target: [B,2,H,W] (x, y), in cells. mask: [B,H,W] bool, the annotated cells; None = cells whose target is not
-            exactly (0, 0), as the release of CATs and SemiMatch has it.
+        flow, target: [B,2,H,W] (x, y), in cells. mask: [B,H,W] bool, the annotated cells; None = cells whose target is
+            not exactly (0, 0), as the release of CATs and SemiMatch has it.
         reduction: "none" [B,H,W], "sum", or "mean" over the masked cells of the batch (0 with gradient 0 if none).
 
     Gradient: to ``flow``; 0 where the distance is 0. Source: CATs (Cho et al., NeurIPS 2021).

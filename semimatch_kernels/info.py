@@ -1,4 +1,5 @@
-"""``python -m semimatch_kernels.info``: versions, devices, the native build, and op x backend with the reason for each no."""
+"""``python -m semimatch_kernels.info``: versions, devices, the native build, and op x backend with the reason for each
+no."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ def table() -> str:
     lines = ["op".ljust(width) + "".join(name.ljust(11) for name in BACKENDS)]
     lines += [op.ljust(width) + "".join(cell.ljust(11) for cell in cells) for op, cells in rows]
     lines += ["", "why not:"]
-    lines += [f"  {reason}  [{'all ops' if len(ops) == len(OPS) else ', '.join(ops)}]" for reason, ops in reasons.items()]
+    lines += [
+        f"  {reason}  [{'all ops' if len(ops) == len(OPS) else ', '.join(ops)}]" for reason, ops in reasons.items()
+    ]
     return "\n".join(lines)
 
 

@@ -1,9 +1,9 @@
 """Registration of the fused ops with PyTorch: schemas, fake kernels, autograd.
 
 The schemas below are the only place where they are written. The C++ module registers its kernels on them (and carries a
-copy, compared at load, so that a stale binary is noticed); the Triton launchers are registered here, under the same names
-with the suffix ``_triton``. Autocast: the ops take any floating dtype and compute in float32 or wider, so that no cast is
-needed; the absence of an autocast kernel means "leave the inputs as they are".
+copy, compared at load, so that a stale binary is noticed); the Triton launchers are registered here, under the same
+names with the suffix ``_triton``. Autocast: the ops take any floating dtype and compute in float32 or wider, so that
+no cast is needed; the absence of an autocast kernel means "leave the inputs as they are".
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ TRITON_REASON = None if importlib.util.find_spec("triton") else "the package tri
 ops = torch.ops.semimatch_kernels
 
 
-# --- Triton: the launchers are imported at their first call, so that importing the library stays cheap -----------------
+# --- Triton: the launchers are imported at their first call, so that importing the library stays cheap
+# -----------------
 def _register_triton(name: str) -> None:
     def run(*args):
         from .triton import match as launchers
@@ -65,7 +66,8 @@ def _register_triton(name: str) -> None:
         _LIBRARY.impl(f"{name}_triton", run, key)
 
 
-# --- fake kernels ------------------------------------------------------------------------------------------------------
+# --- fake kernels
+# ------------------------------------------------------------------------------------------------------
 def _side_like(corr: Tensor, cells: int | torch.SymInt) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Uninitialised coords, score, entropy, logsumexp, index for ``cells`` cells of ``corr`` [B,S,T]."""
     batch, dtype = corr.shape[0], accumulate_dtype(corr.dtype)
@@ -89,7 +91,8 @@ def _fake_grad(corr, *args):
     return corr.new_empty((batch, sources, targets))
 
 
-# --- autograd ----------------------------------------------------------------------------------------------------------
+# --- autograd
+# ----------------------------------------------------------------------------------------------------------
 # (index of the outputs that carry a gradient) for each op; the others are int64 indices.
 _MATCH_FLOATS, _BOTH_FLOATS = range(4), [0, 1, 2, 3, 5, 6, 7, 8]
 
@@ -125,7 +128,10 @@ for _suffix in ("", "_triton"):
         _backward = f"{_name}_backward{_suffix}"
         torch.library.register_fake(f"{NAMESPACE}::{_backward}", _fake_grad, lib=_LIBRARY)
         torch.library.register_autograd(
-            f"{NAMESPACE}::{_name}{_suffix}", _make_backward(_backward, _floats), setup_context=_setup, lib=_LIBRARY
+            f"{NAMESPACE}::{_name}{_suffix}",
+            _make_backward(_backward, _floats),
+            setup_context=_setup,
+            lib=_LIBRARY,
         )
         torch.library.register_autograd(f"{NAMESPACE}::{_backward}", _no_double_backward, lib=_LIBRARY)
 for _name in SCHEMAS:

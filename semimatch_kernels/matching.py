@@ -14,7 +14,8 @@ from .backends import choose
 from .reference import matching as _reference
 
 __all__ = [
-    "GaussianWindow", "HardWindow", "Match", "dual_softmax", "match", "match_features", "soft_argmax", "softmax_entropy",
+    "GaussianWindow", "HardWindow", "Match",
+    "dual_softmax", "match", "match_features", "soft_argmax", "softmax_entropy",
 ]  # fmt: skip
 
 
@@ -30,7 +31,8 @@ class Match(NamedTuple):
 
 @dataclass(frozen=True)
 class GaussianWindow:
-    """Scores are multiplied by exp(-d^2 / (2 sigma^2)), d the distance in cells from the best cell (as SFNet and CHM do)."""
+    """Scores are multiplied by exp(-d^2 / (2 sigma^2)), d the distance in cells from the best cell (as SFNet and CHM
+    do)."""
 
     sigma: float
 
@@ -41,7 +43,8 @@ class GaussianWindow:
 
 @dataclass(frozen=True)
 class HardWindow:
-    """Only the square of ``radius`` cells round the best cell counts: outside, scores are excluded, or multiplied by zero."""
+    """Only the square of ``radius`` cells round the best cell counts: outside, scores are excluded, or multiplied by
+    zero."""
 
     radius: int
     outside: str = "exclude"
@@ -78,7 +81,8 @@ def match(
             (source grid, target grid) for per="both".
         temperature: the scores are divided by it; above 0.
         per: "target" (one match a target cell), "source", or "both", which reads ``corr`` once.
-        backend: "auto", "reference", "cpu", "triton" or "cuda"; None = the environment's SEMIMATCH_BACKEND, else "auto".
+        backend: "auto", "reference", "cpu", "triton" or "cuda"; None = the environment's SEMIMATCH_BACKEND, else
+        "auto".
 
     Returns:
         `Match` with N = T (or S); for per="both" (per target, per source).
@@ -86,7 +90,8 @@ def match(
     Gradient: through coords, score, entropy and logsumexp to ``corr``, deterministic; not to the temperature; once
     (double backward only in "reference"). Ties: lowest index. NaN in -> NaN out.
     Raises: TypeError / ValueError naming the argument; `BackendError` when the backend asked for cannot run.
-    Cost: forward reads C once and writes 6 numbers a cell; backward reads and writes C once; about 8 flops and 1 exp an entry.
+    Cost: forward reads C once and writes 6 numbers a cell; backward reads and writes C once; about 8 flops and 1 exp
+    an entry.
     Source: SemiMatch (Kim et al., CVPR 2022), supplement Alg. 1; CATs (Cho et al., NeurIPS 2021) for the coordinates.
     """
     corr = _checks.check_corr(corr)
@@ -151,7 +156,8 @@ def soft_argmax(
     corr: Tensor, grid: Sequence, temperature: float = 0.1, per: str = "target",
     window: GaussianWindow | HardWindow | None = None, *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """Expected position of the match, (x, y) in [-1,1], [B,N,2]: `match`'s coords, optionally windowed round the best cell.
+    """Expected position of the match, (x, y) in [-1,1], [B,N,2]: `match`'s coords, optionally windowed round the best
+    cell.
 
     Args:
         corr, grid, temperature, per: as in `match`; per="both" is not offered (use `match`).
@@ -192,7 +198,8 @@ def softmax_entropy(
 
 
 def dual_softmax(corr: Tensor, temperature: float = 0.1, log: bool = False, *, backend: str | None = None) -> Tensor:
-    """Softmax over the source times softmax over the target, [B,S,T] in float32 (float64 for float64), or its logarithm.
+    """Softmax over the source times softmax over the target, [B,S,T] in float32 (float64 for float64), or its
+    logarithm.
 
     Args:
         corr: [B,S,T]; -inf entries are excluded (probability 0). temperature: divides the scores.

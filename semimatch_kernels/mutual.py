@@ -17,8 +17,9 @@ def mutual_filter(corr: Tensor, *, backend: str | None = None) -> Tensor:
     Args:
         corr: [...,S,T], any strides; float32, bfloat16, float16, float64.
 
-    Returns: the same shape and dtype. A maximum of exactly 0 is replaced by 1e-30; negative maxima are used as they are,
-        so that signs can flip and values explode where a whole row is negative (apply ReLU before if that matters).
+    Returns: the same shape and dtype. A maximum of exactly 0 is replaced by 1e-30; negative maxima are used as they
+        are, so that signs can flip and values explode where a whole row is negative (apply ReLU before if that
+        matters).
 
     Gradient: also through the two maxima, each to its lowest-indexed holder.
     Raises: TypeError / ValueError naming the argument. Cost: C is read twice and written once; 4 flops an entry.

@@ -34,15 +34,18 @@ def warp(
     Args:
         image: [B,C,H,W] floating.
         theta: [B,6] affine (a, b, tx, c, d, ty), [B,18] spline (9 x, then 9 y, of the images of the 3x3 control points
-            (-1,-1), (-1,0), (-1,1), (0,-1), ...), or [B,24] both; in normalised coordinates, edges of the image at -1 and 1.
+            (-1,-1), (-1,0), (-1,1), (0,-1), ...), or [B,24] both; in normalised coordinates, edges of the image at -1
+            and 1.
         kind: "affine", "tps" or "affine_tps" (the affine map of the spline of the position).
         interpolation: "bilinear" or "nearest" (half to even).
         protocol: "clean" = one composed lookup, one alignment, so that identity parameters change nothing; "released" =
-            what the release of SemiMatch does: affine and spline one after the other, the spline on a corner-aligned grid.
+            what the release of SemiMatch does: affine and spline one after the other, the spline on a corner-aligned
+            grid.
 
-    Returns: (warped [B,C,H,W], 0 where not valid; valid [B,H,W] bool). Valid: the whole 2x2 support lies inside the image
-        (clean nearest: the position lies inside).
-    Gradient: to ``image``. Source: spatial transformers (Jaderberg et al., 2015); Rocco et al., CVPR 2017 for the spline.
+    Returns: (warped [B,C,H,W], 0 where not valid; valid [B,H,W] bool). Valid: the whole 2x2 support lies inside the
+        image (clean nearest: the position lies inside).
+    Gradient: to ``image``. Source: spatial transformers (Jaderberg et al., 2015); Rocco et al., CVPR 2017 for the
+    spline.
     """
     if not isinstance(image, Tensor) or image.dim() != 4 or image.dtype not in _checks.FLOATS:
         raise TypeError(f"image: expected floating [B,C,H,W], got {_checks.describe(image)}")
@@ -53,7 +56,12 @@ def warp(
 
 
 def warp_lookup(
-    theta: Tensor, grid: Sequence[int], kind: str = "affine_tps", protocol: str = "clean", *, backend: str | None = None
+    theta: Tensor,
+    grid: Sequence[int],
+    kind: str = "affine_tps",
+    protocol: str = "clean",
+    *,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The nearest-neighbour `warp` of a grid of cells as indices, to move labels, scores and masks.
 

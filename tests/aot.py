@@ -27,8 +27,8 @@ ITEMSIZE = {"fp32": 4, "bf16": 2}
 #: Bytes of shared memory that a block may use, by compute capability.
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 
-#: "even": sizes and strides are multiples of 16, as usual. "odd": nothing is known of them; that is compiled for
-#: one architecture only, because it takes as long again.
+#: "even": sizes and strides are multiples of 16, as usual. "odd": nothing is known of them; compiled for one
+#: architecture only, because it takes as long again.
 VARIANTS = {80: ("even",), 90: ("even", "odd"), 100: ("even",)}
 
 
@@ -71,9 +71,7 @@ def cases(capability: int) -> list[Case]:
 def _cases(capability: int) -> Iterator[Case]:
     arch = configs.ARCHITECTURES[capability]
 
-    def case(
-        kernel: str, dtype: str, contiguous: tuple[str, ...], num_warps: int, **constants: int
-    ) -> Iterator[Case]:
+    def case(kernel: str, dtype: str, contiguous: tuple[str, ...], num_warps: int, **constants: int) -> Iterator[Case]:
         for variant in VARIANTS[capability]:
             yield Case(kernel, dtype, capability, variant, contiguous, num_warps, tuple(constants.items()))
 
@@ -168,14 +166,11 @@ def inspect_cubin(case: Case, cubin: bytes, shared: int) -> Compiled:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-
         command = [cuobjdump, "--dump-resource-usage", "--dump-sass", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
     loads = re.findall(r"\bLDG\.E(?:\.\w+)*", text)
-    widths = [
-        next((int(part) // 8 for part in load.split(".") if part in ("64", "128")), 4) for load in loads
-    ]
+    widths = [next((int(part) // 8 for part in load.split(".") if part in ("64", "128")), 4) for load in loads]
     return Compiled(
         case=str(case),
         capability=case.capability,

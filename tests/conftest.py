@@ -1,4 +1,5 @@
-"""Shared fixtures: the Triton interpreter where there is no GPU, the recorded data, and the truth-relative tolerance."""
+"""Shared fixtures: the Triton interpreter where there is no GPU, the recorded data, and the truth-relative
+tolerance."""
 
 from __future__ import annotations
 

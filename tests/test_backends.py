@@ -35,7 +35,9 @@ def test_each_no_has_a_reason():
 
 
 def test_an_explicit_backend_never_falls_back():
-    with pytest.raises(smk.BackendError, match="backend 'triton' cannot run dual_softmax here: dual_softmax has no triton"):
+    with pytest.raises(
+        smk.BackendError, match="backend 'triton' cannot run dual_softmax here: dual_softmax has no triton"
+    ):
         smk.dual_softmax(torch.zeros(1, 4, 4), backend="triton")
     with pytest.raises(smk.BackendError, match="backend 'cuda' cannot run match here"):
         smk.match(torch.zeros(1, 4, 4), (2, 2), backend="cuda")
@@ -50,11 +52,16 @@ def test_auto_prefers_the_compiled_kernels(monkeypatch):
     assert choose("match", "auto", corr) == "reference"
 
 
-@pytest.mark.parametrize(("value", "expected"), [("reference", "ok reference"), ("numpy", "SEMIMATCH_BACKEND: expected auto")])
+@pytest.mark.parametrize(
+    ("value", "expected"), [("reference", "ok reference"), ("numpy", "SEMIMATCH_BACKEND: expected auto")]
+)
 def test_the_environment_sets_the_default(value, expected):
-    code = "import torch; from semimatch_kernels.backends import choose; print('ok', choose('match', None, torch.zeros(1)))"
+    code = "import torch; from semimatch_kernels.backends import choose as c; print('ok', c('match', None, torch.ones(1)))"
     done = subprocess.run(
-        [sys.executable, "-c", code], env={"SEMIMATCH_BACKEND": value, "PATH": ""}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        env={"SEMIMATCH_BACKEND": value, "PATH": ""},
+        capture_output=True,
+        text=True,
     )
     assert expected in done.stdout + done.stderr
 

@@ -34,11 +34,9 @@ def _width(path: Path) -> int:
 def run(demo_root, tmp_path_factory) -> Path:
     """A finished run of two steps of both methods."""
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    main(
-        ["fit", "--data.name", "pf-pascal", "--data.root", str(demo_root), *SMALL, "--run.out", str(out)]
-        + ["--optim.steps", "2", "--optim.batch_size", "2", "--run.pictures", "1", "--run.accelerator", "cpu"]
-        + ["--methods", "[supervised, semimatch]"]
-    )
+    data = f"--data.name pf-pascal --data.root {demo_root}"
+    sizes = "--optim.steps 2 --optim.batch_size 2 --run.pictures 1 --run.accelerator cpu"
+    main(["fit", *data.split(), *SMALL, *sizes.split(), "--run.out", str(out), "--methods", "[supervised, semimatch]"])
     return out
 
 
@@ -64,10 +62,8 @@ def test_a_second_fit_needs_to_be_told(run, capsys, demo_root):
 def test_eval_of_trained_weights_gives_the_numbers_of_fit(run, demo_root, tmp_path):
     weights = run / "supervised" / "weights.safetensors"
     out = tmp_path / "eval"
-    main(
-        ["eval", "--data", "pf-pascal", "--data-root", str(demo_root), "--weights", str(weights), "--out", str(out)]
-        + ["--pictures", "0", "--device", "cpu"]
-    )
+    command = f"eval --data pf-pascal --data-root {demo_root} --weights {weights} --out {out} --pictures 0 --device cpu"
+    main(command.split())
     expected = json.loads((run / "result.json").read_text())["supervised"]
     assert json.loads((out / "result.json").read_text())["supervised"] == expected
     assert not (out / "matches").exists()
@@ -101,9 +97,9 @@ def test_errors_come_before_any_work(tmp_path, capsys, demo_root, run):
         (("fit", "--config", "nothing"), "--config nothing: no such file, nor a shipped configuration (demo,"),
         (("fit", "--config", "willow", "--data.root", tmp_path, "--run.out", out), "PF-WILLOW"),
         (("eval", "--data", "spair-71k", "--data-root", tmp_path, "--out", out), "SPair-71k"),
-        (("eval", "--data", "pf-pascal", "--data-root", demo_root, "--out", out, "--weights", "no.safetensors"), "no such file"),
+        (("eval", "--data", "pf-pascal", "--data-root", demo_root, "--out", out, "--weights", "no.st"), "no such file"),
         (("match", demo_root / "none.jpg", demo_root / "none.jpg", "-o", tmp_path / "o.png"), "none.jpg: no such file"),
-        (("match", demo_root / "none.jpg", demo_root / "none.jpg", "-o", tmp_path / "o.xyz"), "expected the name of a picture"),
+        (("match", demo_root / "none.jpg", demo_root / "none.jpg", "-o", tmp_path / "o.xyz"), "the name of a picture"),
         ((*fit, "--run.out", "/proc/none"), "/proc/none: cannot be written"),
     ]  # fmt: skip
     for arguments, message in cases:

@@ -31,7 +31,11 @@ def _plain(corr, labels, weight, mask, temperature):
 def test_against_cross_entropy(dtype, reduction):
     corr, labels, weight, mask = _inputs(dtype)
     losses, grads = [], []
-    for leaf, run in ((corr, smk), (corr.to(torch.promote_types(dtype, torch.float32)), None), (corr.double(), None)):
+    for leaf, run in (
+        (corr, smk),
+        (corr.to(torch.promote_types(dtype, torch.float32)), None),
+        (corr.double(), None),
+    ):
         leaf = leaf.clone().requires_grad_()
         if run is None:
             loss = _plain(leaf, labels, weight, mask, 0.2)
@@ -49,7 +53,9 @@ def test_against_cross_entropy(dtype, reduction):
 def test_per_source_is_the_transpose():
     corr, labels, weight, mask = _inputs()
     expected = smk.masked_contrastive_loss(corr, labels, 0.2, weight, mask)
-    assert torch.equal(smk.masked_contrastive_loss(corr.transpose(1, 2), labels, 0.2, weight, mask, per="source"), expected)
+    assert torch.equal(
+        smk.masked_contrastive_loss(corr.transpose(1, 2), labels, 0.2, weight, mask, per="source"), expected
+    )
 
 
 def test_mean_counts_cells_not_weights():
@@ -100,7 +106,9 @@ def test_gradient_near_certainty_keeps_its_digits():
     leaf = corr.clone().requires_grad_()
     (grad,) = torch.autograd.grad(smk.masked_contrastive_loss(leaf, torch.zeros(1, 1, dtype=torch.int64), 1.0), leaf)
     truth = corr.double().requires_grad_()
-    (expected,) = torch.autograd.grad(smk.masked_contrastive_loss(truth, torch.zeros(1, 1, dtype=torch.int64), 1.0), truth)
+    (expected,) = torch.autograd.grad(
+        smk.masked_contrastive_loss(truth, torch.zeros(1, 1, dtype=torch.int64), 1.0), truth
+    )
     torch.testing.assert_close(grad[0, 1].double(), expected[0, 1], rtol=1e-5, atol=0)
 
 
@@ -110,7 +118,8 @@ def test_gradcheck_and_weight_is_constant():
     weight = torch.rand(2, 4, dtype=torch.float64, requires_grad=True)
     for reduction in ("none", "sum", "mean"):
         assert torch.autograd.gradcheck(
-            lambda c, r=reduction: smk.masked_contrastive_loss(c, labels, 0.5, weight.detach(), None, r), (corr,)
+            lambda c, r=reduction: smk.masked_contrastive_loss(c, labels, 0.5, weight.detach(), None, r),
+            (corr,),
         )
     loss = smk.masked_contrastive_loss(corr, labels, 0.5, weight)
     assert torch.autograd.grad(loss, weight, allow_unused=True)[0] is None

@@ -91,15 +91,27 @@ def test_mutual_filter_in_half_precision(dtype):
 BAD = [
     (dict(src=torch.zeros(1, 3, 4), trg=[torch.zeros(1, 3, 4)]), TypeError, "got one of each"),
     (dict(src=torch.zeros(1, 3, 4), trg=torch.zeros(1, 5, 4)), ValueError, "same batch and channels"),
-    (dict(src=torch.zeros(1, 3), trg=torch.zeros(1, 3)), ValueError, r"src: expected features \[B,C,\*grid\]"),
+    (
+        dict(src=torch.zeros(1, 3), trg=torch.zeros(1, 3)),
+        ValueError,
+        r"src: expected features \[B,C,\*grid\]",
+    ),
     (dict(src=torch.zeros(1, 3, 4), trg=torch.zeros(1, 3, 4).half()), TypeError, "expected one dtype"),
-    (dict(src=torch.zeros(1, 3, 0), trg=torch.zeros(1, 3, 4)), ValueError, "at least one channel and one cell"),
+    (
+        dict(src=torch.zeros(1, 3, 0), trg=torch.zeros(1, 3, 4)),
+        ValueError,
+        "at least one channel and one cell",
+    ),
     (
         dict(src=[torch.zeros(1, 3, 4), torch.zeros(1, 3, 5)], trg=[torch.zeros(1, 3, 4)] * 2),
         ValueError,
         r"src\[1\], trg\[1\]: expected the batch and grids of level 0",
     ),
-    (dict(src=torch.zeros(1, 3, 4), trg=torch.zeros(1, 3, 4), eps=-1.0), ValueError, "eps: expected 0 or more"),
+    (
+        dict(src=torch.zeros(1, 3, 4), trg=torch.zeros(1, 3, 4), eps=-1.0),
+        ValueError,
+        "eps: expected 0 or more",
+    ),
     (dict(src=torch.zeros(1, 3, 4), trg=torch.zeros(1, 3, 4), backend="cuda"), smk.BackendError, "cuda"),
 ]
 

@@ -31,9 +31,7 @@ def demo(tmp_path_factory) -> Path:
 
 def test_all_loaders_read_it(demo):
     rows = {
-        (name, split): len(load_pairs(name, demo, split))
-        for name, entry in DATASETS.items()
-        for split in entry.splits
+        (name, split): len(load_pairs(name, demo, split)) for name, entry in DATASETS.items() for split in entry.splits
     }
     assert rows == {
         ("pf-willow", "test"): 5 * 6,

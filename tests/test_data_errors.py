@@ -99,9 +99,7 @@ def test_two_categories_in_a_row(willow):
 
 def test_wrong_columns(willow):
     write_rows(willow / "PF-WILLOW", GOOD, header=HEADER.replace("XB", "XC"))
-    with pytest.raises(
-        DataError, match=r"test_pairs\.csv, header: columns are 'imageA.*; expected imageA,imageB,XA1"
-    ):
+    with pytest.raises(DataError, match=r"test_pairs\.csv, header: columns are 'imageA.*; expected imageA,imageB,XA1"):
         load_pairs("pf-willow", willow, "test")
     assert len(check(willow, progress=False).problems) == 1
 
@@ -114,9 +112,7 @@ def test_missing_list_folder_and_name(willow):
     (willow / "PF-PASCAL").mkdir()
     with pytest.raises(DataError, match=r"trn_pairs\.csv: no such file"):
         load_pairs("pf-pascal", willow, "trn")
-    with pytest.raises(
-        ValueError, match="name is 'caltech'; expected one of pf-willow, pf-pascal, spair-71k"
-    ):
+    with pytest.raises(ValueError, match="name is 'caltech'; expected one of pf-willow, pf-pascal, spair-71k"):
         load_pairs("caltech", willow, "trn")
     with pytest.raises(ValueError, match="split is 'trn'; expected one of test for PF-WILLOW"):
         load_pairs("pf-willow", willow, "trn")
@@ -127,9 +123,7 @@ def test_missing_list_folder_and_name(willow):
 def test_cut_off_image_is_named_when_it_is_decoded(willow):
     cut_off(willow / "PF-WILLOW" / "duck(S)" / "b.png")
     pairs = load_pairs("pf-willow", willow, "test")  # headers only, so the list is right
-    with pytest.raises(
-        DataError, match=r"duck\(S\)/b\.png: cannot be decoded .*; expected a complete image file"
-    ):
+    with pytest.raises(DataError, match=r"duck\(S\)/b\.png: cannot be decoded .*; expected a complete image file"):
         ImageStore(pairs.images, progress=False)
     problems = check(willow, progress=False).problems
     assert len(problems) == 1 and problems[0].file.endswith("b.png")
@@ -225,9 +219,7 @@ def test_check_gathers_everything_and_caps_what_it_prints(willow):
 
 def test_check_of_the_wrong_place(tmp_path):
     report = check(tmp_path, progress=False)
-    assert (
-        "holds no benchmark; expected a folder with PF-WILLOW/, PF-PASCAL/, SPair-71k/ in it" in report.text()
-    )
+    assert "holds no benchmark; expected a folder with PF-WILLOW/, PF-PASCAL/, SPair-71k/ in it" in report.text()
     assert not check(tmp_path, "pf-willow", progress=False).ok
     with pytest.raises(ValueError, match="name is 'voc'; expected one of"):
         check(tmp_path, "voc")

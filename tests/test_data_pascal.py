@@ -71,9 +71,7 @@ def make_pascal(root: Path, images: str, annotations: str) -> None:
     (folder / "test_pairs.csv").write_text(header + reverse + new)
 
 
-@pytest.fixture(
-    params=[("JPEGImages", "Annotations"), ("PF-dataset-PASCAL/JPEGImages",) * 2], ids=["flat", "release"]
-)
+@pytest.fixture(params=[("JPEGImages", "Annotations"), ("PF-dataset-PASCAL/JPEGImages",) * 2], ids=["flat", "release"])
 def pascal(request, tmp_path) -> Path:
     images, annotations = request.param
     make_pascal(tmp_path, images, annotations.replace("JPEGImages", "Annotations"))

@@ -22,11 +22,7 @@ def test_training_free_matching_of_real_images(shared):
         category: sorted({p.source.name for p in pairs.pairs if p.category == category})[:4]
         for category in ("car(S)", "duck(S)")
     }
-    rows = [
-        i
-        for i, p in enumerate(pairs.pairs)
-        if {p.source.name, p.target.name} <= set(first.get(p.category, ()))
-    ]
+    rows = [i for i, p in enumerate(pairs.pairs) if {p.source.name, p.target.name} <= set(first.get(p.category, ()))]
     part = pairs.subset(rows)
     data = LoadedPairs(part, ImageStore(part.images, progress=False))
     result = evaluate(build_matcher(TRAINING_FREE), data, progress=False)

@@ -71,9 +71,7 @@ def pins() -> list[Requirement]:
 
 def exact_version(pin: Requirement) -> str:
     [specifier] = pin.specifier
-    assert specifier.operator == "==" and "*" not in specifier.version, (
-        f"constraints.txt: {pin} is no exact pin"
-    )
+    assert specifier.operator == "==" and "*" not in specifier.version, f"constraints.txt: {pin} is no exact pin"
     return specifier.version
 
 
@@ -127,11 +125,7 @@ def test_wheel_carries_every_data_file_of_the_packages(tmp_path):
 
 
 def test_files_are_short():
-    lines = {
-        relative(path): len(text.splitlines())
-        for path in project_files()
-        if (text := text_of(path)) is not None
-    }
+    lines = {relative(path): len(text.splitlines()) for path in project_files() if (text := text_of(path)) is not None}
     long = {name for name, count in lines.items() if count >= 400}
     assert long - set(LONG_FILES) == set(), "split these, or list them in LONG_FILES with a reason"
     assert set(LONG_FILES) - long == set(), "these are short or gone: take them out of LONG_FILES"
@@ -154,16 +148,12 @@ def test_no_file_names_the_folder_of_this_checkout():
 
 def test_every_package_folder_says_what_is_in_it():
     folders = {
-        path.parent
-        for path in project_files()
-        if relative(path).split("/")[0] in PACKAGES and path.suffix == ".py"
+        path.parent for path in project_files() if relative(path).split("/")[0] in PACKAGES and path.suffix == ".py"
     }
     for folder in sorted(folders):
         init = folder / "__init__.py"
         assert init.is_file(), f"{relative(folder)} has no __init__.py"
-        assert ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))), (
-            f"{relative(init)} has no docstring"
-        )
+        assert ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))), f"{relative(init)} has no docstring"
 
 
 def test_kernel_library_does_not_import_the_trainer():

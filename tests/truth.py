@@ -7,14 +7,16 @@ from torch import Tensor
 
 
 def assert_as_good_as(name: str, actual: Tensor, same_dtype: Tensor, truth: Tensor) -> None:
-    """Error of ``actual`` against ``truth`` (float64) is at most twice that of ``same_dtype`` (PyTorch's result from the
-    same inputs) plus rounding: one unit in the last place of the result's dtype at the size of the largest value, and the
-    float32 rounding of the sums behind it. NaN and infinities must stand in the same places.
+    """Error of ``actual`` against ``truth`` (float64) is at most twice that of ``same_dtype`` (PyTorch's result from
+    the same inputs) plus rounding: one unit in the last place of the result's dtype at the size of the largest value,
+    and the float32 rounding of the sums behind it. NaN and infinities must stand in the same places.
     """
     assert actual.shape == truth.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
     actual, same_dtype, truth = (t.detach().double().cpu() for t in (actual, same_dtype, truth))
     finite = truth.isfinite()
-    torch.testing.assert_close(actual[~finite], truth[~finite], equal_nan=True, rtol=0, atol=0, msg=f"{name}: non-finite")
+    torch.testing.assert_close(
+        actual[~finite], truth[~finite], equal_nan=True, rtol=0, atol=0, msg=f"{name}: non-finite"
+    )
     if not finite.any():
         return
     error = (actual - truth)[finite].abs().max().item()

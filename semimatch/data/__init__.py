@@ -56,9 +56,7 @@ class Benchmark:
 
 
 DATASETS: dict[str, Benchmark] = {
-    module.NAME: Benchmark(
-        module.FOLDER, module.MARKER, module.SPLITS, module.THRESHOLD, module.load, module.lists
-    )
+    module.NAME: Benchmark(module.FOLDER, module.MARKER, module.SPLITS, module.THRESHOLD, module.load, module.lists)
     for module in (pf_willow, pf_pascal, spair)
 }
 

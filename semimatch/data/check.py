@@ -73,9 +73,7 @@ def check(root: Path | str, name: str | None = None, progress: bool = True) -> R
     images: set[Path] = set()
     names = _names_in(root) if name is None else [name]
     if not names:
-        expected = (
-            "a folder with " + ", ".join(f"{benchmark.folder}/" for benchmark in DATASETS.values()) + " in it"
-        )
+        expected = "a folder with " + ", ".join(f"{benchmark.folder}/" for benchmark in DATASETS.values()) + " in it"
         report.problems.append(DataError(root, "", "holds no benchmark", expected))
     for key in names:
         try:
@@ -107,9 +105,7 @@ def _check_lists(name: str, root: Path, report: Report) -> set[Path]:
     folder = benchmark_folder(root, benchmark.folder, benchmark.marker)
     lists = benchmark.lists(folder)
     if not lists:
-        raise DataError(
-            folder, "", "holds no list of pairs", f"the lists of {benchmark.folder}'s public release"
-        )
+        raise DataError(folder, "", "holds no list of pairs", f"the lists of {benchmark.folder}'s public release")
     images: set[Path] = set()
     for path, read in lists.items():
         checker = RowChecker(path, report.problems.append)

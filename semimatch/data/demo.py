@@ -83,9 +83,7 @@ def write_demo(
     """
     images, pairs = tuple(images_per_category), tuple(pairs_per_category)
     if len(images) != 3 or min(*images, willow_images_per_category) < 2:
-        raise ValueError(
-            f"images per category are {images} and {willow_images_per_category}; expected 3 and 1, from 2"
-        )
+        raise ValueError(f"images per category are {images} and {willow_images_per_category}; expected 3 and 1, from 2")
     if len(pairs) != 3 or min(pairs) < 1:
         raise ValueError(f"pairs_per_category is {pairs}; expected 3 numbers from 1")
     manifest = {
@@ -126,9 +124,7 @@ def _is_written(out_dir: Path, manifest: dict[str, Any]) -> bool:
         found = None
     if not isinstance(found, dict) or found.get("writer") != manifest["writer"]:
         raise DataError(out_dir, "", "holds something else", "a new or empty folder")
-    different = [
-        f"{key} {found.get(key)} (now {value})" for key, value in manifest.items() if found.get(key) != value
-    ]
+    different = [f"{key} {found.get(key)} (now {value})" for key, value in manifest.items() if found.get(key) != value]
     if different:
         what = "was written with " + ", ".join(different)
         raise DataError(out_dir, "", what, "a new or empty folder, or the same parameters")
@@ -151,9 +147,7 @@ def _write(
                     place = [*SPLITS, "willow"].index(part)
                     rng = np.random.default_rng([seed, number, place, index])
                     scene = draw_scene(category, rng, complete=part == "willow")
-                    drawn.setdefault(category, []).append(
-                        _Picture(f"{category}_{part}_{index:03d}", category, scene)
-                    )
+                    drawn.setdefault(category, []).append(_Picture(f"{category}_{part}_{index:03d}", category, scene))
                     bar.update()
             return drawn
 
@@ -167,9 +161,7 @@ def _write(
         _write_willow(root / pf_willow.FOLDER, draw("willow", willow_images))
 
 
-def _choose_pairs(
-    pictures: list[_Picture], count: int, rng: np.random.Generator
-) -> list[tuple[_Picture, _Picture]]:
+def _choose_pairs(pictures: list[_Picture], count: int, rng: np.random.Generator) -> list[tuple[_Picture, _Picture]]:
     """At most `count` ordered pairs with enough points visible in both."""
     ordered = [
         (a, b)
@@ -192,9 +184,7 @@ def _numbers(values: np.ndarray) -> list[str]:
     return [f"{value:.4f}" for value in values]
 
 
-def _write_pascal(
-    folder: Path, split: str, pictures: list[_Picture], pairs: list[tuple[_Picture, _Picture]]
-) -> None:
+def _write_pascal(folder: Path, split: str, pictures: list[_Picture], pairs: list[tuple[_Picture, _Picture]]) -> None:
     for picture in pictures:
         _save_jpeg(picture, folder / "JPEGImages" / f"{picture.name}.jpg")
         annotation = folder / "Annotations" / picture.category / f"{picture.name}.mat"
@@ -205,9 +195,7 @@ def _write_pascal(
     rows = []
     for pair in pairs:
         number = pf_pascal.CLASSES.index(pair[0].category) + 1
-        cells = [f"{pf_pascal.RELEASE_FOLDER}/JPEGImages/{picture.name}.jpg" for picture in pair] + [
-            str(number)
-        ]
+        cells = [f"{pf_pascal.RELEASE_FOLDER}/JPEGImages/{picture.name}.jpg" for picture in pair] + [str(number)]
         if split == "test":
             both = pair[0].scene.visible & pair[1].scene.visible
             for picture in pair:

@@ -24,9 +24,7 @@ def spline(points: np.ndarray | list, samples: int = 8) -> np.ndarray:
     p0, p2, p3 = np.roll(p1, 1, axis=0), np.roll(p1, -1, axis=0), np.roll(p1, -2, axis=0)
     t = np.linspace(0, 1, samples, endpoint=False)[None, :, None]
     p0, p1, p2, p3 = (p[:, None] for p in (p0, p1, p2, p3))
-    curve = (
-        2 * p1 + (p2 - p0) * t + (2 * p0 - 5 * p1 + 4 * p2 - p3) * t**2 + (3 * p1 - p0 - 3 * p2 + p3) * t**3
-    )
+    curve = 2 * p1 + (p2 - p0) * t + (2 * p0 - 5 * p1 + 4 * p2 - p3) * t**2 + (3 * p1 - p0 - 3 * p2 + p3) * t**3
     return (curve / 2).reshape(-1, 2)
 
 
@@ -111,9 +109,7 @@ def random_material(rng: Generator, base: np.ndarray | None = None) -> Material:
         "spots": lambda u, v: step(
             np.sin(frequency * (c * u + s * v) + phase) * np.sin(frequency * (c * v - s * u)) - 0.35
         ),
-        "checks": lambda u, v: step(
-            np.sin(frequency * (c * u + s * v)) * np.sin(frequency * (c * v - s * u))
-        ),
+        "checks": lambda u, v: step(np.sin(frequency * (c * u + s * v)) * np.sin(frequency * (c * v - s * u))),
         "gradient": lambda u, v: np.clip(0.5 + 0.6 * (c * u + s * v), 0, 1),
         "mottled": lambda u, v: step(sum(np.sin(a * u + b * v + phase) for a, b in bumps) * 0.4),
         "plain": None,

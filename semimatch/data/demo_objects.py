@@ -87,14 +87,9 @@ def aeroplane(rng: Generator) -> Drawing:
         Part(fuselage, body, 0.9),
         Part(subdivide(tail_plane), finish, 0.4),
     ]
-    parts += [
-        Part(ellipse((x, -r * 0.25), 0.02, 0.028), _glass(rng), 0.2)
-        for x in np.arange(-0.5, nose - 0.4, 0.11)
-    ]
+    parts += [Part(ellipse((x, -r * 0.25), 0.02, 0.028), _glass(rng), 0.2) for x in np.arange(-0.5, nose - 0.4, 0.11)]
     cockpit = np.array([nose - 0.17, -r * 0.42])
-    window = spline(
-        [cockpit + d for d in ((0.06, 0.02), (0, -r * 0.3), (-0.09, -r * 0.3), (-0.08, r * 0.18))]
-    )
+    window = spline([cockpit + d for d in ((0.06, 0.02), (0, -r * 0.3), (-0.09, -r * 0.3), (-0.08, r * 0.18))])
     parts += [
         Part(window, _glass(rng), 0.4),
         Part(ellipse(engine, length, 0.06), finish, 0.9),
@@ -337,9 +332,7 @@ def _rounded(polygon: np.ndarray) -> np.ndarray:
     """The polygon with its corners cut by a quarter twice (Chaikin), which rounds them."""
     for _ in range(2):
         following = np.roll(polygon, -1, axis=0)
-        polygon = np.stack([polygon * 0.85 + following * 0.15, polygon * 0.15 + following * 0.85], 1).reshape(
-            -1, 2
-        )
+        polygon = np.stack([polygon * 0.85 + following * 0.15, polygon * 0.15 + following * 0.85], 1).reshape(-1, 2)
     return polygon
 
 

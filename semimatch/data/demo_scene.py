@@ -69,9 +69,7 @@ def draw_scene(category: str, rng: Generator, complete: bool = False) -> Scene:
     longer, aspect = rng.uniform(*LONGER_SIDE), rng.uniform(*ASPECT[category])
     width, height = int(longer * min(1, aspect)), int(longer * min(1, 1 / aspect))
     angle = rng.uniform(0, 2 * np.pi)
-    canvas = Canvas(
-        _background(rng, width, height), np.array([np.cos(angle) * 0.7, -0.35 - 0.65 * abs(np.sin(angle))])
-    )
+    canvas = Canvas(_background(rng, width, height), np.array([np.cos(angle) * 0.7, -0.35 - 0.65 * abs(np.sin(angle))]))
     tilt = float(rng.uniform(-1, 1) * TILT[category])
     mirrored = category in MIRRORED and bool(rng.uniform() < 0.3)
     outside = 0.0 if complete or rng.uniform() > 0.2 else rng.uniform(0.08, 0.25)
@@ -112,9 +110,7 @@ def _pose(
     limit = np.array(size, float)
     stretch = np.exp(rng.uniform(-0.13, 0.13, 2)) * ((-1, 1) if mirrored else (1, 1))
     shear = rng.uniform(-0.12, 0.12)
-    waves = [
-        (rng.uniform(-0.035, 0.035, 2), rng.uniform(-2.5, 2.5, 2), rng.uniform(0, 6.28)) for _ in range(3)
-    ]
+    waves = [(rng.uniform(-0.035, 0.035, 2), rng.uniform(-2.5, 2.5, 2), rng.uniform(0, 6.28)) for _ in range(3)]
 
     def bend(points: np.ndarray) -> np.ndarray:
         moved = points + sum(a * np.sin(points @ k + phase)[..., None] for a, k, phase in waves)

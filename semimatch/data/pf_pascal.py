@@ -116,14 +116,11 @@ def _read_row(
         keypoints = parse_coordinates(cells, list_file, row)
         boxes = []
         for image, points in zip(images, keypoints, strict=True):
-            annotation = next(
-                (place for place in annotations.places(category, image) if place.is_file()), None
-            )
+            annotation = next((place for place in annotations.places(category, image) if place.is_file()), None)
             boxes.append(tight_box(points) if annotation is None else annotations[annotation][1])
     else:
         found = [
-            annotations[checker.find(row, f"{image.stem}.mat", annotations.places(category, image))]
-            for image in images
+            annotations[checker.find(row, f"{image.stem}.mat", annotations.places(category, image))] for image in images
         ]
         keypoints = [points for points, _ in found]
         boxes = [box for _, box in found]
@@ -187,7 +184,5 @@ def unseen_indices(pairs: PairList) -> list[int]:
     """
     seen = set(image_pairs(pairs.root / list_name("trn")))
     return [
-        index
-        for index, pair in enumerate(pairs.pairs)
-        if frozenset((pair.source.name, pair.target.name)) not in seen
+        index for index, pair in enumerate(pairs.pairs) if frozenset((pair.source.name, pair.target.name)) not in seen
     ]

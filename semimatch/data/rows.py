@@ -47,9 +47,7 @@ def benchmark_folder(root: Path | str, folder: str, marker: str) -> Path:
     if root.is_dir() and any(root.glob(marker)):
         return root
     what = f"does not hold {folder}/" if root.is_dir() else "no such folder"
-    raise DataError(
-        root, "", what, f"a folder with {folder}/ in it, or that folder itself (with {marker} in it)"
-    )
+    raise DataError(root, "", what, f"a folder with {folder}/ in it, or that folder itself (with {marker} in it)")
 
 
 def require_split(split: str, splits: Sequence[str], benchmark: str) -> None:
@@ -89,9 +87,7 @@ def read_csv(
         if not cells:
             continue
         if len(cells) != len(header):
-            error = DataError(
-                path, f"row {number}", f"{len(cells)} cells", f"{len(header)} cells as in the header"
-            )
+            error = DataError(path, f"row {number}", f"{len(cells)} cells", f"{len(header)} cells as in the header")
             report(error)
             continue
         yield f"row {number}", dict(zip(header, cells, strict=True))

@@ -71,9 +71,7 @@ def _read_row(folder: Path, split: str, row: str, line: str, checker: RowChecker
     path = f"{folder}/PairAnnotation/{split}/{line}.json"
     fields = _read_annotation(path, list_file, row)
     if fields["category"] != category:
-        raise DataError(
-            path, "", f"category is {fields['category']!r}", f"{category!r} as in {list_file.name} {row}"
-        )
+        raise DataError(path, "", f"category is {fields['category']!r}", f"{category!r} as in {list_file.name} {row}")
     numbers = {key: _parse_array(fields[key], shape, key, path) for key, shape in _NUMBERS.items()}
     flags = {key: _parse_flag(fields[key], key, path) for key in FLAGS}
     images = []

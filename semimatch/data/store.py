@@ -66,9 +66,7 @@ class ImageStore:
             done = pool.map(self._load, range(len(self.paths)))
             disable = None if progress else True
             try:
-                for _ in tqdm(
-                    done, total=len(self.paths), desc="images", unit="image", disable=disable, leave=False
-                ):
+                for _ in tqdm(done, total=len(self.paths), desc="images", unit="image", disable=disable, leave=False):
                     pass
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # stop at once, not after decoding the rest
@@ -86,9 +84,7 @@ class ImageStore:
     def index(self, path: Path) -> int:
         """Position of an image in `images`; ValueError where it was not loaded."""
         if path not in self._index:
-            raise ValueError(
-                f"{path} is not in the store; expected one of the {len(self)} images it was made from"
-            )
+            raise ValueError(f"{path} is not in the store; expected one of the {len(self)} images it was made from")
         return self._index[path]
 
 

@@ -103,12 +103,7 @@ def evaluate(
 def _points(out: Tensor, batch: Batch, size: int, rounding: str) -> Tensor:
     """Predicted source points [B,P,2] from what a predictor returned."""
     count, width = batch.target_points.shape[:2]
-    if (
-        out.dim() == 4
-        and out.shape[:2] == (count, 2)
-        and size % out.shape[3] == 0
-        and out.shape[2] == out.shape[3]
-    ):
+    if out.dim() == 4 and out.shape[:2] == (count, 2) and size % out.shape[3] == 0 and out.shape[2] == out.shape[3]:
         return predict_points(out.float(), batch.target_points, size // out.shape[3], rounding)
     if out.shape == (count, width, 2):
         return out
@@ -144,9 +139,7 @@ class _FeatureCache:
         """Features of the source and of the target images of these rows."""
         records = [self.data.pairs.pairs[row] for row in rows]
         keys = [[(str(getattr(r, side)), r.flip) for r in records] for side in ("source", "target")]
-        pictures = dict(zip(keys[0], batch.source, strict=True)) | dict(
-            zip(keys[1], batch.target, strict=True)
-        )
+        pictures = dict(zip(keys[0], batch.source, strict=True)) | dict(zip(keys[1], batch.target, strict=True))
         have = {key: self.kept[key] for key in pictures if key in self.kept}
         missing = [key for key in pictures if key not in have]
         if missing:
@@ -156,9 +149,7 @@ class _FeatureCache:
                 have[key] = [level[i].clone() for level in levels]
         for key, levels in have.items():
             self._keep(key, levels)
-        source, target = (
-            [torch.stack(level) for level in zip(*(have[k] for k in side), strict=True)] for side in keys
-        )
+        source, target = ([torch.stack(level) for level in zip(*(have[k] for k in side), strict=True)] for side in keys)
         return source, target
 
     def _keep(self, key: tuple[str, bool], levels: list[Tensor]) -> None:

@@ -29,9 +29,7 @@ class Protocol:
     direction: str = "target keypoints are transferred to the source image; the threshold is the source's"
     resize: str = "each axis to `size` on its own, bilinear with antialiasing; keypoints times size / side"
     correct: str = "distance <= alpha * threshold, border included, float32"
-    averaging: str = (
-        "mean over pairs of each pair's share of correct keypoints; per_point: share of all keypoints"
-    )
+    averaging: str = "mean over pairs of each pair's share of correct keypoints; per_point: share of all keypoints"
     commit: str = "unknown"
     device: str = "cpu"
     packages: dict[str, str] = field(default_factory=dict)

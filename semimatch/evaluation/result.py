@@ -79,19 +79,14 @@ class Result:
     def select(self, indices: Sequence[int], split: str) -> Result:
         """The result on some of the pairs, under another name: a clean subset, a category."""
         index = np.asarray(indices, np.int64)
-        lists = {
-            field: [getattr(self, field)[i] for i in index]
-            for field in ("rows", "images", "categories", "flags")
-        }
+        lists = {field: [getattr(self, field)[i] for i in index] for field in ("rows", "images", "categories", "flags")}
         arrays = (self.hits[:, index], self.lengths[:, index], self.points[index])
         return Result(self.name, split, self.alphas, self.rules, *arrays, **lists)
 
     def by_category(self) -> dict[str, Result]:
         """The result on each category, sorted by name."""
         return {
-            name: self.select(
-                [i for i, c in enumerate(self.categories) if c == name], f"{self.split}, {name}"
-            )
+            name: self.select([i for i, c in enumerate(self.categories) if c == name], f"{self.split}, {name}")
             for name in sorted(set(self.categories))
         }
 
@@ -119,8 +114,7 @@ class Result:
     def _overall(self) -> dict:
         def at_alphas(values: np.ndarray) -> dict[str, float | None]:
             return {
-                f"{a:g}": None if np.isnan(v) else round(float(v), 4)
-                for a, v in zip(self.alphas, values, strict=True)
+                f"{a:g}": None if np.isnan(v) else round(float(v), 4) for a, v in zip(self.alphas, values, strict=True)
             }
 
         pck = {
@@ -190,9 +184,7 @@ def read_results(path: Path | str) -> tuple[Result, Protocol]:
             hits=np.array([[r["hits"][k] for r in table] for k in rules], np.int64).reshape(
                 len(rules), count, len(alphas)
             ),
-            lengths=np.array([[r["length"][k] for r in table] for k in rules], np.float32).reshape(
-                len(rules), count
-            ),
+            lengths=np.array([[r["length"][k] for r in table] for k in rules], np.float32).reshape(len(rules), count),
             points=np.array([r["points"] for r in table], np.int64),
             rows=[r["row"] for r in table],
             images=[(r["source"], r["target"]) for r in table],
@@ -202,9 +194,7 @@ def read_results(path: Path | str) -> tuple[Result, Protocol]:
         return result, Protocol(**content["protocol"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{path}: cannot be read ({reason}); expected result.json, format {FORMAT}"
-        ) from error
+        raise ValueError(f"{path}: cannot be read ({reason}); expected result.json, format {FORMAT}") from error
 
 
 def format_tables(results: Mapping[str, Result], alphas: Sequence[float] = (0.05, 0.10)) -> str:
@@ -217,12 +207,8 @@ def format_tables(results: Mapping[str, Result], alphas: Sequence[float] = (0.05
     first = next(iter(results.values()))
     for label, other in results.items():
         if (other.rows, other.alphas, other.rules) != (first.rows, first.alphas, first.rules):
-            raise ValueError(
-                f"results[{label!r}]: is of other pairs, alphas or rules; expected those of the first"
-            )
-    lines = [
-        f"{first.name} {first.split}: {len(first)} pairs, {first.points.sum()} keypoints. PCK in percent."
-    ]
+            raise ValueError(f"results[{label!r}]: is of other pairs, alphas or rules; expected those of the first")
+    lines = [f"{first.name} {first.split}: {len(first)} pairs, {first.points.sum()} keypoints. PCK in percent."]
     for rule in first.rules:
         lines += ["", f"threshold {rule}: {RULES[rule]}"]
         heads = [f"{a:.2f}" for a in first.alphas]
@@ -256,8 +242,6 @@ def _align(rows: list[list[str]], left: int) -> list[str]:
     """Columns padded to one width, the first ``left`` of them to the left."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
-        "  ".join(
-            c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        )
+        "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         for row in rows
     ]

@@ -68,21 +68,15 @@ class Backbone(nn.Module):
         Source of the resizing rule: Hyperpixel Flow (Min et al., ICCV 2019), as CATs has it.
         """
         if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise TypeError(
-                f"images: expected floating [B,3,H,W] in 0..1, got {images.dtype} {list(images.shape)}"
-            )
+            raise TypeError(f"images: expected floating [B,3,H,W] in 0..1, got {images.dtype} {list(images.shape)}")
         height, width = images.shape[2:]
         if height % STRIDE or width % STRIDE or not height or not width:
-            raise ValueError(
-                f"images: expected height and width in multiples of {STRIDE}, got {height} x {width}"
-            )
+            raise ValueError(f"images: expected height and width in multiples of {STRIDE}, got {height} x {width}")
         mean, std = self.mean.view(1, 3, 1, 1), self.std.view(1, 3, 1, 1)
         levels = self.extract((images - mean) / std)
         grid = (height // STRIDE, width // STRIDE)
         return [
-            level
-            if level.shape[2:] == grid
-            else F.interpolate(level, grid, mode="bilinear", align_corners=True)
+            level if level.shape[2:] == grid else F.interpolate(level, grid, mode="bilinear", align_corners=True)
             for level in levels
         ]
 

@@ -129,9 +129,7 @@ class CatsHead(nn.Module):
         self._check(target, "target")
         filtered = smk.correlation(source, target, mutual=True)  # [B,L,S,T]
         position = self._position()
-        corr = (
-            self._refine(filtered.transpose(2, 3), self._project(target), position).transpose(2, 3) + filtered
-        )
+        corr = self._refine(filtered.transpose(2, 3), self._project(target), position).transpose(2, 3) + filtered
         corr = self._refine(corr, self._project(source), position) + filtered
         return corr.mean(1)
 

@@ -26,7 +26,8 @@ def uniform(generator: Generator, *shape: int, low: float = 0.0, high: float = 1
     return torch.rand(*shape, generator=generator) * (high - low) + low
 
 
-# --- crop ---------------------------------------------------------------------------------------------------------------
+# --- crop
+# ---------------------------------------------------------------------------------------------------------------
 def crop(image: Tensor, points: Tensor, box: Tensor, p: float, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
     """With probability ``p`` a random crop that keeps the object box, stretched back to the full size.
 
@@ -79,7 +80,8 @@ def crop_batch(batch: Batch, p: float, generator: Generator) -> Batch:
     )
 
 
-# --- photometric --------------------------------------------------------------------------------------------------------
+# --- photometric
+# --------------------------------------------------------------------------------------------------------
 def _jitter(image: Tensor, draws: Tensor) -> Tensor:
     b, c, s, h = (draws * 0.4 - 0.2).tolist()
     image = tv.adjust_brightness(image, 1 + b)
@@ -113,7 +115,8 @@ STRONG = ("gray", "posterize", "equalize", "blur", "brightness-contrast", "solar
 
 
 def photometric(image: Tensor, operations: tuple[str, ...], p: float, generator: Generator) -> Tensor:
-    """Each operation on each image with probability ``p``, with its own strength; uint8 [B,3,S,S] -> the same, a new tensor."""
+    """Each operation on each image with probability ``p``, with its own strength; uint8 [B,3,S,S] -> the same, a new
+    tensor."""
     names = [name for name in _OPERATIONS if name in operations]
     draws = uniform(generator, image.shape[0], len(names), 5)
     out = image.clone()
@@ -124,12 +127,14 @@ def photometric(image: Tensor, operations: tuple[str, ...], p: float, generator:
     return out
 
 
-# --- KeyOut -------------------------------------------------------------------------------------------------------------
+# --- KeyOut
+# -------------------------------------------------------------------------------------------------------------
 def keyout_mask(
     points: Tensor, valid: Tensor, box: Tensor, size: int, p: float, generator: Generator, sides=(0.03, 0.10)
 ) -> Tensor:
-    """Pixels [B,S,S] bool to blank: round each annotated point, with probability ``p``, a square whose side is 3-10 % of the
-    larger side of the object box. ``points`` [B,P,2] px, ``valid`` [B,P], ``box`` [B,4]; squares are cut at the border."""
+    """Pixels [B,S,S] bool to blank: round each annotated point, with probability ``p``, a square whose side is 3-10 %
+    of the larger side of the object box. ``points`` [B,P,2] px, ``valid`` [B,P], ``box`` [B,4]; squares are cut at the
+    border."""
     draws = uniform(generator, *points.shape[:2], 2).to(points)
     larger = (box[:, 2:] - box[:, :2]).amax(1)  # [B]
     side = (larger[:, None] * (sides[0] + (sides[1] - sides[0]) * draws[..., 1])).floor()  # [B,P]
@@ -140,12 +145,13 @@ def keyout_mask(
     return (covered[:, :, 1, :, None] & covered[:, :, 0, None, :] & chosen[..., None, None]).any(1)
 
 
-# --- geometric ----------------------------------------------------------------------------------------------------------
+# --- geometric
+# ----------------------------------------------------------------------------------------------------------
 def random_theta(batch: int, tps: float, generator: Generator) -> Tensor:
     """Parameters [B,24] of `semimatch_kernels.warp`, kind "affine_tps".
 
-    Rotation within 15 degrees, shear axis within 30, scales and translations of a quarter, control points moved by up to
-    ``tps`` (in units of half the image).
+    Rotation within 15 degrees, shear axis within 30, scales and translations of a quarter, control points moved by up
+    to ``tps`` (in units of half the image).
     """
     u = uniform(generator, batch, 24)
     rotation, axis = (u[:, 0] - 0.5) * 2 * ROTATION, (u[:, 1] - 0.5) * 2 * SHEAR

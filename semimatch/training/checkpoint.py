@@ -25,7 +25,8 @@ class CheckpointError(UserError):
 
 
 def save_weights(path: Path, matcher: nn.Module, model: ModelConfig, about: dict) -> None:
-    """Write the parameters and buffers with the model's settings and ``about`` (method, step, ...) in the header; atomic."""
+    """Write the parameters and buffers with the model's settings and ``about`` (method, step, ...) in the header;
+    atomic."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in matcher.state_dict().items()}
     part = path.with_suffix(".part")
     save_file(tensors, part, metadata={"model": json.dumps(asdict(model)), "about": json.dumps(about)})
@@ -40,9 +41,13 @@ def read_header(path: Path) -> tuple[ModelConfig, dict]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; expected weights.safetensors of a run") from None
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a complete safetensors file ({error}); expected weights of a run") from error
+        raise CheckpointError(
+            f"{path}: not a complete safetensors file ({error}); expected weights of a run"
+        ) from error
     if "model" not in header:
-        raise CheckpointError(f"{path}: has no model settings in its header; expected weights written by `semimatch fit`")
+        raise CheckpointError(
+            f"{path}: has no model settings in its header; expected weights written by `semimatch fit`"
+        )
     return ModelConfig(**json.loads(header["model"])), json.loads(header.get("about", "{}"))
 
 

@@ -15,7 +15,8 @@ from .targets import flow_from_keypoints
 
 
 def combine(supervised: Tensor, unsupervised: Tensor, weight: float | None) -> Tensor:
-    """L_sup + lambda * L_unsup; lambda = ``weight``, or for None the ratio L_sup / L_unsup as a constant (0 if L_unsup is 0)."""
+    """L_sup + lambda * L_unsup; lambda = ``weight``, or for None the ratio L_sup / L_unsup as a constant (0 if L_unsup
+    is 0)."""
     if weight is not None:
         return supervised + weight * unsupervised
     ratio = supervised.detach() / unsupervised.detach()
@@ -40,7 +41,9 @@ class TrainingStep(nn.Module):
         """Total loss, and sums for the log: scalars on the device, never read here (no host sync)."""
         matcher, options = self.matcher, self.augmentation
         batch = augment.crop_batch(batch, options.crop, generator)
-        source = matcher.features(_float(augment.photometric(batch.source, augment.WEAK, options.photometric, generator)))
+        source = matcher.features(
+            _float(augment.photometric(batch.source, augment.WEAK, options.photometric, generator))
+        )
         weak = matcher.features(_float(augment.photometric(batch.target, augment.WEAK, options.photometric, generator)))
 
         corr = matcher.correlate(source, weak)
@@ -69,10 +72,18 @@ class TrainingStep(nn.Module):
             forward_backward=self.semi.forward_backward, lookup=lookup,
         )  # fmt: skip
         unsupervised = smk.masked_contrastive_loss(
-            matcher.correlate(source, strong), labels.labels, self.semi.temperature, labels.weight, labels.mask
+            matcher.correlate(source, strong),
+            labels.labels,
+            self.semi.temperature,
+            labels.weight,
+            labels.mask,
         )
         total = combine(supervised, unsupervised, self.semi.weight)
-        log |= {"loss": total.detach(), "loss_unsup": unsupervised.detach(), "coverage": labels.mask.float().mean()}
+        log |= {
+            "loss": total.detach(),
+            "loss_unsup": unsupervised.detach(),
+            "coverage": labels.mask.float().mean(),
+        }
         return total, log | self._label_quality(batch, labels, lookup[0], target, annotated)
 
     def _strong_view(self, batch: Batch, theta: Tensor, generator: Generator) -> Tensor:
@@ -90,7 +101,8 @@ class TrainingStep(nn.Module):
     def _label_quality(
         self, batch: Batch, labels: smk.PseudoLabels, cell: Tensor, target: Tensor, annotated: Tensor
     ) -> dict[str, Tensor]:
-        """How many labels stand on annotated cells, and how many of those lie within .05 and .10 of the object's box."""
+        """How many labels stand on annotated cells, and how many of those lie within .05 and .10 of the object's
+        box."""
         width = self.matcher.grid[1]
         expected = target.flatten(2).gather(2, cell[:, None].expand(-1, 2, -1))  # [B,2,T], true flow of the cell read
         xy = torch.stack([labels.labels % width - cell % width, labels.labels // width - cell // width], 1)

@@ -22,7 +22,8 @@ from .step import TrainingStep
 
 
 def rows_of_step(step: int, rank: int, world: int, batch_size: int, rows: int, seed: int) -> list[int]:
-    """Rows of the list that one device trains on in one step: consecutive places of an endless sequence of permutations."""
+    """Rows of the list that one device trains on in one step: consecutive places of an endless sequence of
+    permutations."""
     first = (step * world + rank) * batch_size
     order: dict[int, Tensor] = {}
     picked = []
@@ -60,7 +61,8 @@ def train(
     fabric: Fabric, matcher: Matcher, method: str, data: LoadedPairs, config: Config, folder: Path,
     validate: Callable[[], float] | None, resume: bool, selection: str = "none, last step",
 ) -> None:  # fmt: skip
-    """Train ``matcher`` in place and leave weights.safetensors, checkpoint.pt, log.jsonl and tensorboard/ in ``folder``.
+    """Train ``matcher`` in place and leave weights.safetensors, checkpoint.pt, log.jsonl and tensorboard/ in
+    ``folder``.
 
     The weights kept are those of the best ``validate()`` if it is given, else the last; ``matcher`` ends with the last.
     ``selection`` says in words what they are selected on, and is stored with them.
@@ -84,7 +86,7 @@ def train(
         state = read_checkpoint(checkpoint, config.model)
         if state["settings"] != _identity(config, method):
             raise CheckpointError(
-                f"{checkpoint}: was written with other settings (data, model, optimiser, augmentation, seed or method); "
+                f"{checkpoint}: was written with other settings (data, model, optimiser, augmentation, seed, method); "
                 "expected the same to resume exactly; use another run.out, or init_from to start from its weights"
             )
         module.load_state_dict(state["module"])
@@ -107,7 +109,12 @@ def train(
         if validate is None or score > best:
             best = score
             if fabric.is_global_zero:
-                save_weights(weights, matcher, config.model, {"method": method, "step": step, "validation": score, "selection": selection})
+                save_weights(
+                    weights,
+                    matcher,
+                    config.model,
+                    {"method": method, "step": step, "validation": score, "selection": selection},
+                )
 
     log = RunLog(folder, start) if fabric.is_global_zero else None
     bar = tqdm(total=optim.steps, initial=start, desc=method, unit="step", disable=not fabric.is_global_zero)
@@ -116,9 +123,7 @@ def train(
             module.train()
             if frozen:
                 matcher.backbone.eval()
-            rows = rows_of_step(
-                step, fabric.global_rank, fabric.world_size, optim.batch_size, len(data), run.seed
-            )
+            rows = rows_of_step(step, fabric.global_rank, fabric.world_size, optim.batch_size, len(data), run.seed)
             batch = data.batch(rows).to(fabric.device)
             loss, values = module(batch, _generator(run.seed, step, salt=2 + fabric.global_rank))
             fabric.backward(loss)

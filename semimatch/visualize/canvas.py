@@ -32,12 +32,7 @@ def to_image(picture: Picture, name: str) -> Image.Image:
             pixels = (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
         if pixels.dtype == torch.uint8:
             return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    if (
-        isinstance(picture, np.ndarray)
-        and picture.ndim == 3
-        and picture.shape[2] == 3
-        and picture.dtype == np.uint8
-    ):
+    if isinstance(picture, np.ndarray) and picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8:
         return Image.fromarray(picture)
     kind = f"{picture.dtype} {list(picture.shape)}" if hasattr(picture, "shape") else type(picture).__name__
     raise TypeError(
@@ -76,8 +71,7 @@ class Canvas:
         ]
         self.origins = [(GAP, HEAD), (2 * GAP + shown[0].width, HEAD)]
         self.scales = [
-            (new.width / old.width, new.height / old.height)
-            for new, old in zip(shown, (left, right), strict=True)
+            (new.width / old.width, new.height / old.height) for new, old in zip(shown, (left, right), strict=True)
         ]
         size = (3 * GAP + shown[0].width + shown[1].width, HEAD + HEIGHT + FOOT)
         self.base = Image.new("RGB", size, BACKGROUND)
@@ -93,9 +87,7 @@ class Canvas:
         (left, top), (across, down) = self.origins[side], self.scales[side]
         return (left + (point[0] + 0.5) * across) * SMOOTH, (top + (point[1] + 0.5) * down) * SMOOTH
 
-    def line(
-        self, start: tuple[float, float], end: tuple[float, float], color: Color, width: float = 2.0
-    ) -> None:
+    def line(self, start: tuple[float, float], end: tuple[float, float], color: Color, width: float = 2.0) -> None:
         """A line; from 1.2 pixels on with a dark rim, so that it shows on any image."""
         if width >= 1.2:
             self.pen.line([start, end], (0, 0, 0, 110), round((width + 1.4) * SMOOTH))

@@ -34,9 +34,7 @@ def plot_curves(results: Mapping[str, Result], path: Path | str, rule: str | Non
     for i, (label, result) in enumerate(results.items()):
         values = result.per_image(rule)
         best = max([best, *values[~np.isnan(values)]])
-        numbers = ", ".join(
-            f"{v:.1f} @{a:.2f}" for a, v in zip(result.alphas, values, strict=True) if a in (0.05, 0.1)
-        )
+        numbers = ", ".join(f"{v:.1f} @{a:.2f}" for a, v in zip(result.alphas, values, strict=True) if a in (0.05, 0.1))
         axes.plot(
             result.alphas,
             values,
@@ -52,9 +50,7 @@ def plot_curves(results: Mapping[str, Result], path: Path | str, rule: str | Non
         xlabel=r"$\alpha$",
         ylabel="PCK (%)",
     )
-    axes.set_title(
-        f"{first.name} {first.split}, {len(first)} pairs", loc="left", fontsize=11, fontweight="bold"
-    )
+    axes.set_title(f"{first.name} {first.split}, {len(first)} pairs", loc="left", fontsize=11, fontweight="bold")
     note = f"threshold: {RULES[rule].partition(',')[0]}"
     axes.text(1, 1.02, note, transform=axes.transAxes, ha="right", fontsize=8, color="#666666")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))

@@ -102,9 +102,7 @@ def draw_matches(
     if scores is None:
         colors = [_place_color(x / left.width, y / left.height) for x, y in start]
     else:
-        values = np.asarray(
-            scores.detach().cpu() if isinstance(scores, Tensor) else scores, np.float64
-        ).reshape(-1)
+        values = np.asarray(scores.detach().cpu() if isinstance(scores, Tensor) else scores, np.float64).reshape(-1)
         if len(values) != len(start):
             raise ValueError(f"scores: expected {len(start)} values, one a point, got {len(values)}")
         low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
@@ -127,9 +125,7 @@ def draw_matches(
 
 def _same_count(start: np.ndarray, other: np.ndarray, name: str) -> None:
     if len(start) != len(other):
-        raise ValueError(
-            f"{name}: expected {len(start)} points, one for each of the first image, got {len(other)}"
-        )
+        raise ValueError(f"{name}: expected {len(start)} points, one for each of the first image, got {len(other)}")
 
 
 def _inside(points: np.ndarray, image: Image.Image) -> np.ndarray:
@@ -147,7 +143,5 @@ def _score_color(share: float) -> Color:
 
 def _place_color(x: float, y: float) -> Color:
     """Colour of a place in the unit square: hue across, darker downwards."""
-    red, green, blue = colorsys.hsv_to_rgb(
-        0.85 * float(np.clip(x, 0, 1)), 0.85, 1 - 0.5 * float(np.clip(y, 0, 1))
-    )
+    red, green, blue = colorsys.hsv_to_rgb(0.85 * float(np.clip(x, 0, 1)), 0.85, 1 - 0.5 * float(np.clip(y, 0, 1)))
     return round(255 * red), round(255 * green), round(255 * blue)

@@ -15,7 +15,8 @@ def cell_xy(index: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
 
 
 def flow_of(index: Tensor, own: Grid, other: Grid) -> Tensor:
-    """Flow [B,2,N] (x, y) in cells of the own grid: position of the match ``index`` [B,N] minus the cell's own position.
+    """Flow [B,2,N] (x, y) in cells of the own grid: position of the match ``index`` [B,N] minus the cell's own
+    position.
 
     Cells of the other grid are carried to the own one corner to corner (no change for equal grids).
     """
@@ -38,9 +39,16 @@ def consistent(flow: Tensor, back: Tensor, alpha1: float, alpha2: float) -> Tens
 
 
 def forward_backward_mask(
-    index_own: Tensor, index_other: Tensor, own: Grid, other: Grid, alpha1: float, alpha2: float, sampling: str
+    index_own: Tensor,
+    index_other: Tensor,
+    own: Grid,
+    other: Grid,
+    alpha1: float,
+    alpha2: float,
+    sampling: str,
 ) -> Tensor:
-    """Consistency [B,N] of each own cell: ``index_own`` [B,N] names its match on the other side, ``index_other`` the way back.
+    """Consistency [B,N] of each own cell: ``index_own`` [B,N] names its match on the other side, ``index_other`` the
+    way back.
 
     The way back starts in the cell that was matched ("gather"), or is sampled as the release does ("bilinear").
     """

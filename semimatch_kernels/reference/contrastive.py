@@ -11,9 +11,12 @@ from .correlation import correlate, normalized
 
 
 def cell_losses(corr: Tensor, labels: Tensor, temperature: float, weight: Tensor | None, keep: Tensor) -> Tensor:
-    """Weighted cross-entropy [B,T] of ``corr`` [B,S,T] in the accumulate dtype, exactly 0 (and gradient 0) where not ``keep``."""
+    """Weighted cross-entropy [B,T] of ``corr`` [B,S,T] in the accumulate dtype, exactly 0 (and gradient 0) where not
+    ``keep``."""
     x = corr.to(accumulate_dtype(corr.dtype)) / temperature
-    x = torch.where(keep[:, None], x, 0)  # so that a non-finite score of a dropped cell reaches neither loss nor gradient
+    x = torch.where(
+        keep[:, None], x, 0
+    )  # so that a non-finite score of a dropped cell reaches neither loss nor gradient
     cells = corr.shape[1]
     positive = x.gather(1, labels.clamp(0, cells - 1)[:, None]).squeeze(1)
     loss = x.logsumexp(1) - positive

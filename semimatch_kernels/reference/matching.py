@@ -63,7 +63,8 @@ def match_features(
 
 
 def window_weights(index: Tensor, grid: Grid, sigma: float | None, radius: int | None, dtype: torch.dtype) -> Tensor:
-    """Weights [B,S,T] round the best cell ``index`` [B,T]: a Gaussian of ``sigma`` cells, or 1 inside a square of ``radius``."""
+    """Weights [B,S,T] round the best cell ``index`` [B,T]: a Gaussian of ``sigma`` cells, or 1 inside a square of
+    ``radius``."""
     cells = torch.arange(grid[0] * grid[1], device=index.device)[:, None]  # [S,1]
     best = index[:, None]  # [B,1,T]
     dx = (cells % grid[1] - best % grid[1]).to(dtype)

@@ -11,7 +11,8 @@ from .matching import match
 
 
 def inside_box(index: Tensor, grid: Grid, box: Tensor) -> Tensor:
-    """Whether the cells ``index`` [B,N] lie in ``box`` [B,4] (x1,y1,x2,y2 in cells, rounded half to even, ends included)."""
+    """Whether the cells ``index`` [B,N] lie in ``box`` [B,4] (x1,y1,x2,y2 in cells, rounded half to even, ends
+    included)."""
     x, y = cell_xy(index, grid)
     x1, y1, x2, y2 = box.round().unbind(1)
     return (x >= x1[:, None]) & (x <= x2[:, None]) & (y >= y1[:, None]) & (y <= y2[:, None])

@@ -55,7 +55,8 @@ def _radial(squared: Tensor) -> Tensor:
 
 
 def tps_positions(theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Image [B,H,W] of the points (x [1,W], y [H,1]) under the spline that takes control point k to (theta[k], theta[9+k]).
+    """Image [B,H,W] of the points (x [1,W], y [H,1]) under the spline that takes control point k to (theta[k],
+    theta[9+k]).
 
     In float64: the basis cancels, and autocast must not touch the product.
     """
@@ -105,7 +106,8 @@ def warp(image: Tensor, theta: Tensor, kind: str, interpolation: str, released: 
 
 
 def warp_lookup(theta: Tensor, grid: Grid, kind: str, released: bool) -> tuple[Tensor, Tensor]:
-    """Nearest lookup as indices: cell [B,H*W] int64 that each output cell is read from (0 where invalid), valid [B,H*W] bool."""
+    """Nearest lookup as indices: cell [B,H*W] int64 that each output cell is read from (0 where invalid), valid
+    [B,H*W] bool."""
     batch, (height, width) = theta.shape[0], grid
     cell = torch.arange(height * width, device=theta.device).expand(batch, -1)
     valid = torch.ones_like(cell, dtype=torch.bool)

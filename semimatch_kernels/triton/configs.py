@@ -105,9 +105,7 @@ def _shipped(multiprocessors: int, l2_bytes: int) -> Architecture:
         cache_bytes=l2_bytes // 2,
         forward=_FORWARD,
         backward=_BACKWARD,
-        both_forward=BothForward(
-            rows=128, block_rows=4, block_columns=128, unroll=8, row_step=32, row_bytes=16
-        ),
+        both_forward=BothForward(rows=128, block_rows=4, block_columns=128, unroll=8, row_step=32, row_bytes=16),
         both_backward=BothBackward(side_cells=128, block_rows=16, block_columns=64),
         merge=Tile(reduced=16, kept=32, unroll=1, min_cells=1),
     )

@@ -130,9 +130,7 @@ def match_bwd_kernel(
         grad_pointer += tl.full([], BLOCK_R, tl.int64) * grad_stride_r
 
 
-def match(
-    corr: Tensor, grid: tuple[int, int], temperature: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def match(corr: Tensor, grid: tuple[int, int], temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """For each target cell over the source cells of ``corr`` [B,S,T] (any strides): the five results."""
     batch, sources, targets = corr.shape
     results = empty_results(corr, targets)
