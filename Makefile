@@ -14,9 +14,9 @@ help:  ## this list
 setup:  ## create the virtual environment, install, build the native modules
 	@$(PYTHON) scripts/setup_env.py --venv $(VENV)
 
-demo: setup  ## generated pairs -> short training -> evaluation, on the CPU if there is no GPU
+demo: setup  ## embedded data set -> training -> evaluation -> runs/demo/; a few minutes on two CPU cores
 	$(BIN)/semimatch data make-demo data/demo
-	$(BIN)/semimatch fit --config demo
+	$(BIN)/semimatch fit --config demo --resume
 
 test: setup  ## all tests
 	@$(BIN)/python -m pytest $(ARGS)

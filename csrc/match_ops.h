@@ -56,7 +56,7 @@ class MatchOps {
     return {static_cast<const A*>(grad->data_ptr()), grad->stride(0), grad->stride(1), pair ? grad->stride(2) : 0};
   }
 
-  // One direction of a call, as it comes in: whether the reduced dimension of corr is 1 (source) or 2 (target).
+  // One direction of a call: the grid that is reduced over, and the tensors of the side that is kept.
   struct Direction {
     std::vector<int64_t> grid;
     SideTensors tensors;

@@ -45,6 +45,13 @@ struct Loops : CpuMatch<T> {
     return v;
   }
 
+  // 0, 1, 2, ...
+  static SEMIMATCH_FN typename Number<V>::Index lane_numbers() {
+    typename Number<V>::Index lane;
+    for (int i = 0; i < kLanes; ++i) lane[i] = i;
+    return lane;
+  }
+
   // Columns of a group, and whether it can be loaded as whole vectors.
   static SEMIMATCH_FN int width(const Job& job, int64_t group) {
     const int64_t left = job.cols - group * kLanes;
@@ -61,24 +68,27 @@ struct Loops : CpuMatch<T> {
     }
   }
 
-  static SEMIMATCH_FN A sum_of(V v) {
+  // Combines the lanes of a vector by halves.
+  template <class Lanes, class F>
+  static SEMIMATCH_FN auto reduce(const Lanes& v, F combine) {
+    std::remove_cvref_t<decltype(v[0])> lanes[kLanes];
+    std::memcpy(lanes, &v, sizeof(v));
+#pragma GCC unroll 8
     for (int half = kLanes / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) v[i] += v[i + half];
-    return v[0];
+#pragma GCC unroll 8
+      for (int i = 0; i < half; ++i) lanes[i] = combine(lanes[i], lanes[i + half]);
+    return lanes[0];
   }
 
   // Statistics of a row from those of its lanes. A lane's index is that of its vector's first column.
   static SEMIMATCH_FN Stats<A> over_lanes(Stats<V> s, A scale) {
-    A top = s.top[0];
-    for (int i = 1; i < kLanes; ++i) top = s.top[i] > top ? s.top[i] : top;
-    typename Number<A>::Index index = -1;
-    for (int i = 0; i < kLanes; ++i) {
-      const auto candidate = s.index[i] + i;
-      if (s.top[i] == top && (index < 0 || candidate < index)) index = candidate;
-    }
-    // Lane 0 of a row without any admissible entry: index 0.
+    const auto sum = [](A a, A b) __attribute__((always_inline)) { return a + b; };
+    const A top = reduce(s.top, [](A a, A b) __attribute__((always_inline)) { return b > a ? b : a; });
+    // A lane without the largest entry has no say in the index. The lowest one wins.
+    const auto candidates = s.top == top ? s.index + lane_numbers() : Number<V>::same(INT32_MAX);
+    const auto index = reduce(candidates, [](auto a, auto b) __attribute__((always_inline)) { return b < a ? b : a; });
     raise_top(s, V{} + top, scale);
-    return {index, top, sum_of(s.mass), sum_of(s.x), sum_of(s.y), sum_of(s.t)};
+    return {index, top, reduce(s.mass, sum), reduce(s.x, sum), reduce(s.y, sum), reduce(s.t, sum)};
   }
 
   static void rows(const Job& job, const Positions& at, int64_t b, int64_t r0, int64_t r1) {
@@ -183,14 +193,12 @@ struct Loops : CpuMatch<T> {
   static void gradient_rows(const Job& job, const Positions& at, int64_t b, int64_t r0, int64_t r1,
                             const Slope<V>* slopes) {
     Slope<V> rows[kRows];
-    typename Number<V>::Index lane;
-    for (int i = 0; i < kLanes; ++i) lane[i] = i;
     for (int64_t r = r0; kPerRow && r < r1; ++r) {
       const Side<A>& side = job.per_row;
       const A top = entry(job, b, r, side.results.index[b * job.rows + r]);
       const Slope<A> one = slope_of(side.results, side.grads, b, r, job.rows, top, side.grid, job.inverse_temperature);
       rows[r - r0] = same_in_all_lanes(one);
-      rows[r - r0].index -= lane;
+      rows[r - r0].index -= lane_numbers();
     }
     const auto sweep = [&](auto is_dense, int64_t r, int64_t r_end, int64_t g, int64_t g_end) {
       for (; g < g_end; ++g) {

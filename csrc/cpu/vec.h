@@ -32,15 +32,15 @@ using DoubleVec = Vec<double, kDoubles>;
 template <class V, class Bits, int kTerms>
 SEMIMATCH_FN V exp2_polynomial(V t, const typename Number<V>::Scalar (&terms)[kTerms], int mantissa_bits, int bias) {
   using Scalar = typename Number<V>::Scalar;
-  // Adding 1.5 * 2^mantissa_bits rounds to an integer and leaves it in the low bits of the sum.
-  const Scalar round = Scalar(1.5) * Scalar(int64_t(1) << mantissa_bits);
+  // Adding 1.5 * 2^mantissa_bits rounds to an integer, which the low bits of the sum then hold, here plus the bias.
+  const Scalar round = Scalar(1.5) * Scalar(int64_t(1) << mantissa_bits) + Scalar(bias);
   const V rounded = t + round;
   const V f = t - (rounded - round);
   V p = V{} + terms[kTerms - 1];
 #pragma GCC unroll 16
   for (int k = kTerms - 2; k >= 0; --k) p = p * f + terms[k];
-  // At n = -bias the exponent field is 0, and so is the number. A product, not a sum of bits: NaN stays NaN.
-  const Bits power = ((Bits)rounded + bias) << mantissa_bits;
+  // At n = -bias the exponent field is 0, and so is the number. A product, not a sum of bits, so that NaN stays NaN.
+  const Bits power = (Bits)rounded << mantissa_bits;
   return (p * f + Scalar(1)) * (V)power;
 }
 

@@ -237,6 +237,7 @@ __global__ void __launch_bounds__(kMergeThreads)
 constexpr int kGradCols = 64;
 constexpr int kGradRows = 128;
 constexpr int kGradThreads = 256;
+constexpr int kGradBatch = 4;  // entries of a thread that are on their way at a time
 
 template <class T, class A, bool kPerCol, bool kPerRow>
 __global__ void __launch_bounds__(kGradThreads, kBlocksPerSm<A>) match_gradient(MatchJob<T, A> job) {
@@ -276,16 +277,21 @@ __global__ void __launch_bounds__(kGradThreads, kBlocksPerSm<A>) match_gradient(
   const T* from = job.at(b, row0 + r, col);
   T* to = job.grad + (b * job.rows + row0 + r) * job.cols + col;
   const int rows = static_cast<int>(job.rows - row0 < kGradRows ? job.rows - row0 : kGradRows);
-#pragma unroll 4
-  for (; r < rows; r += kStep) {
-    const A c = widen<A>(*from);
-    A g = A(0);
-    if (kPerCol) g += entry_gradient(c, of_col, row0 + r, walk.x(), walk.y(), job.scale);
-    if (kPerRow) g += entry_gradient(c, row_slopes[r], col, at.x, at.y, job.scale);
-    *to = narrow<T>(g);
-    walk.next();
-    from += kStep * job.stride_row;
-    to += kStep * job.cols;
+  for (; r < rows; r += kGradBatch * kStep) {
+    A c[kGradBatch];  // all loads before the first store, which the compiler must take to change what they read
+#pragma unroll
+    for (int i = 0; i < kGradBatch; ++i, from += kStep * job.stride_row)
+      c[i] = r + i * kStep < rows ? widen<A>(*from) : A(0);
+#pragma unroll
+    for (int i = 0; i < kGradBatch; ++i, to += kStep * job.cols) {
+      const int row = r + i * kStep;
+      if (row >= rows) return;
+      A g = A(0);
+      if (kPerCol) g += entry_gradient(c[i], of_col, row0 + row, walk.x(), walk.y(), job.scale);
+      if (kPerRow) g += entry_gradient(c[i], row_slopes[row], col, at.x, at.y, job.scale);
+      *to = narrow<T>(g);
+      walk.next();
+    }
   }
 }
 
