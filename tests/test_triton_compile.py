@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import aot
@@ -63,30 +65,50 @@ def test_even_sizes_are_read_in_wide_loads(compiled):
     assert not narrow, "\n".join(narrow)
 
 
-@pytest.mark.skipif(not library.TRITON_INTERPRET, reason="needs TRITON_INTERPRET=1")
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("size", ["small", "large"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_shipped_tiles_give_the_right_values(monkeypatch, dtype, size, transposed):
-    """The interpreter's own tiles are others (configs.INTERPRETER); the shipped ones are run here once."""
+@pytest.fixture
+def shipped(monkeypatch):
+    """The launchers, interpreted with the tiles of a GPU; the interpreter has its own (configs.INTERPRETER)."""
     if library.TRITON_REASON is not None:
         pytest.skip(library.TRITON_REASON)
-    from semimatch_kernels.triton import match
-
+    if not library.TRITON_INTERPRET:
+        pytest.skip("Triton's interpreter is off (TRITON_INTERPRET=1 turns it on)")
     monkeypatch.setattr(configs, "INTERPRETER", configs.ARCHITECTURES[90])
-    monkeypatch.setattr(configs, "SMALL_ENTRIES", 10**9 if size == "small" else 0)
-    grids = (9, 15), (3, 5)
-    corr = torch.randn(1, 135, 15).to(dtype)
+    return importlib.import_module("semimatch_kernels.triton.match")
+
+
+def _check(corr, grids, actual, backward):
+    """Results and gradient of ``actual`` (five per side, target first) against the reference in float64."""
+
+    def outputs(c):
+        sides = reference.matching.match(c, grids[0], 0.1)
+        return sides if len(actual) == 5 else (*sides, *reference.matching.match(c.transpose(1, 2), grids[1], 0.1))
+
+    leaves = corr.clone().requires_grad_(), corr.double().requires_grad_()
+    results = [outputs(leaf) for leaf in leaves]
+    for i, (value, peer, truth) in enumerate(zip(actual, *results, strict=True)):
+        if value.dtype == torch.int64:
+            assert torch.equal(value, truth)
+        else:
+            assert_as_good_as(f"result {i}", value, peer, truth)
+    floats = [i for i, value in enumerate(actual) if value.dtype != torch.int64]
+    upstream = {i: torch.randn_like(actual[i]) for i in floats}
+    totals = [sum((result[i].double() * upstream[i].double()).sum() for i in floats) for result in results]
+    grads = [torch.autograd.grad(total, leaf)[0] for total, leaf in zip(totals, leaves, strict=True)]
+    assert_as_good_as("gradient", backward(*actual, *upstream.values()), *grads)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tiles", ["small", "large", "both"])
+def test_shipped_tiles_give_the_right_values(shipped, monkeypatch, tiles, dtype, transposed):
+    grids = (9, 15), (3, 6)
+    corr = torch.randn(1, 135, 18).mul(8).round().div(16).to(dtype)  # eighths: with ties
     given = corr.transpose(1, 2).contiguous().transpose(1, 2) if transposed else corr
-    actual = match.match(given, grids[0], 0.1)
-    peer, truth = (reference.matching.match(c, grids[0], 0.1) for c in (corr, corr.double()))
-    for name, *values in zip(("coords", "score", "entropy", "logsumexp"), actual, peer, truth, strict=False):
-        assert_as_good_as(name, *values)
-    assert torch.equal(actual[4], truth[4])
-    upstream = [torch.randn_like(value) for value in actual[:4]]
-    grads = [match.match_backward(given, grids[0], 0.1, *actual, *upstream)]
-    for leaf in (corr.clone().requires_grad_(), corr.double().requires_grad_()):
-        results = reference.matching.match(leaf, grids[0], 0.1)[:4]
-        total = sum((r.double() * u.double()).sum() for r, u in zip(results, upstream, strict=True))
-        grads.append(torch.autograd.grad(total, leaf)[0])
-    assert_as_good_as("gradient", *grads)
+    if tiles == "both":
+        monkeypatch.setattr(configs, "INTERPRETER", replace(configs.INTERPRETER, cache_bytes=0))
+        actual = shipped.match_both(given, *grids, 0.1)
+        _check(corr, grids, actual, lambda *saved: shipped.match_both_backward(given, *grids, 0.1, *saved))
+    else:
+        monkeypatch.setattr(configs, "SMALL_ENTRIES", 10**9 if tiles == "small" else 0)
+        actual = shipped.match(given, grids[0], 0.1)
+        _check(corr, grids, actual, lambda *saved: shipped.match_backward(given, grids[0], 0.1, *saved))
