@@ -60,7 +60,7 @@ class Compiled:
     stack: int  #: bytes of a thread: spilled registers
     local: int  #: bytes of local memory of a thread
     shared: int  #: bytes of a block
-    load_bytes: int  #: of the widest load from global memory
+    load_bytes: int  #: of the widest load of entries from global memory
 
 
 def cases(capability: int) -> list[Case]:
@@ -155,22 +155,22 @@ def compile_case(case: Case) -> Compiled:
         target=GPUTarget("cuda", case.capability, 32),
         options={"num_warps": case.num_warps},
     )
-    return inspect_cubin(case, compiled.asm["cubin"], compiled.metadata.shared)
+    return inspect_code(case, compiled.asm["ptx"], compiled.asm["cubin"], compiled.metadata.shared)
 
 
-def inspect_cubin(case: Case, cubin: bytes, shared: int) -> Compiled:
-    """What a cubin needs, by the cuobjdump that Triton brings."""
+def inspect_code(case: Case, ptx: str, cubin: bytes, shared: int) -> Compiled:
+    """What a cubin needs, by the cuobjdump that Triton brings, and the widest load in its PTX."""
     import triton
 
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [cuobjdump, "--dump-resource-usage", "--dump-sass", file.name]
+        command = [cuobjdump, "--dump-resource-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
-    loads = re.findall(r"\bLDG\.E(?:\.\w+)*", text)
-    widths = [next((int(part) // 8 for part in load.split(".") if part in ("64", "128")), 4) for load in loads]
+    # Not the 64-bit ones: those load indices.
+    loads = re.findall(r"\bld\.global(?:\.[\w:]+)*?(?:\.v(\d))?\.[bfsu](16|32)\b", ptx)
     return Compiled(
         case=str(case),
         capability=case.capability,
@@ -179,7 +179,7 @@ def inspect_cubin(case: Case, cubin: bytes, shared: int) -> Compiled:
         stack=found["STACK"],
         local=found["LOCAL"],
         shared=shared,
-        load_bytes=max(widths),
+        load_bytes=max(int(count or 1) * int(bits) // 8 for count, bits in loads),
     )
 
 
