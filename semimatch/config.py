@@ -181,6 +181,8 @@ def check(config: Config) -> None:
         "model.mlp_ratio": config.model.mlp_ratio,
         "run.log_every": run.log_every, "run.save_every": run.save_every, "run.devices": run.devices,
     }  # fmt: skip
+    if not 0 <= run.seed < 2**31:
+        raise UserError(f"run.seed is {run.seed}; expected a whole number from 0 to 2147483647")
     for name, value in positive.items():
         if not value > 0:
             raise UserError(f"{name} is {value}; expected a number above 0")

@@ -11,12 +11,12 @@ from .config import TRAINING_FREE_SELECTION, Config, ModelConfig, check, trainin
 from .data import ImageStore, LoadedPairs, PairList, load_pairs
 from .data.willow_split import split_pairs
 from .errors import UserError
-from .evaluation import Result, describe, evaluate, format_tables, write_results
+from .evaluation import Protocol, Result, describe, evaluate, format_tables, write_results
 from .models import Matcher, build_matcher
 from .report import write_pictures, write_report
 from .runfolder import prepare, write_yaml
-from .training.checkpoint import load_weights, read_header
-from .training.trainer import train
+from .training.checkpoint import load_weights
+from .training.trainer import check_resumable, train
 
 ZERO_SHOT = "zero-shot"
 
@@ -32,8 +32,8 @@ def load_splits(config: Config) -> dict[str, LoadedPairs]:
         names = {"train": data.train, "val": data.val, "test": data.test}
         lists = {k: load_pairs(data.name, data.root, split) for k, split in names.items() if split is not None}
     for part, pairs in lists.items():
-        if not len(pairs):
-            raise UserError(f"{pairs.root}: the {part} split holds no pair; expected at least one")
+        if not any(len(pair.source_keypoints) for pair in pairs.pairs):
+            raise UserError(f"{pairs.root}: the {part} split holds no pair with keypoints; expected at least one")
     store = ImageStore({image for pairs in lists.values() for image in pairs.images})
     return {part: LoadedPairs(pairs, store) for part, pairs in lists.items()}
 
@@ -41,7 +41,10 @@ def load_splits(config: Config) -> dict[str, LoadedPairs]:
 def _fresh(config: Config, model: ModelConfig) -> Matcher:
     """The network before training: the same bits for every method."""
     torch.manual_seed(config.run.seed)
-    matcher = build_matcher(model)
+    try:
+        matcher = build_matcher(model)
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
     if config.init_from is not None and model.head != "mean":
         load_weights(config.init_from, matcher, model)
     return matcher
@@ -49,7 +52,7 @@ def _fresh(config: Config, model: ModelConfig) -> Matcher:
 
 def _evaluate(
     matcher: Matcher, model: ModelConfig, data: LoadedPairs, folder: Path, config: Config, method: str
-) -> Result:
+) -> tuple[Result, Protocol]:
     """Evaluate; leaves pairs.json (protocol and every pair) and pictures in ``folder``."""
     result = evaluate(matcher, data)
     trained = method != ZERO_SHOT
@@ -64,7 +67,7 @@ def _evaluate(
     )  # fmt: skip
     write_results(folder / "pairs.json", result, card)
     write_pictures(folder / "matches", matcher, data, config.run.pictures)
-    return result
+    return result, card
 
 
 def _selection(config: Config) -> str:
@@ -81,25 +84,33 @@ def fit(config: Config, resume: bool = False) -> dict[str, Result]:
     """
     check(config)
     out = config.run.out
-    prepare(out)
-    if not resume and any((out / method / "checkpoint.pt").exists() for method in config.methods):
+    started = [method for method in config.methods if (out / method / "checkpoint.pt").exists()]
+    if started and not resume:
         raise UserError(f"{out}: holds a run already; expected --resume to go on with it, or another run.out")
+    for method in started:
+        check_resumable(out / method, config, method)
+    _fresh(config, config.model)  # settings that no network can have, weights that do not fit
+    try:
+        fabric = Fabric(accelerator=config.run.accelerator, devices=config.run.devices, precision=config.run.precision)
+        fabric.launch()
+    except (ValueError, RuntimeError) as error:  # Fabric's own words for a device that is not there
+        raise UserError(f"run.accelerator, run.devices or run.precision: {error}") from error
+    prepare(out)
     data = load_splits(config)
-    if config.init_from is not None:
-        read_header(config.init_from)
-    fabric = Fabric(accelerator=config.run.accelerator, devices=config.run.devices, precision=config.run.precision)
-    fabric.launch()
     main = fabric.is_global_zero
     if main:
         write_yaml(out / "config.yaml", config.as_dict())
         print(f"training on {len(data['train'])} pairs, testing on {len(data['test'])}, device {fabric.device}")
 
     results: dict[str, Result] = {}
+    cards: dict[str, Protocol] = {}
     if main:
         (out / ZERO_SHOT).mkdir(exist_ok=True)
         model = training_free(config.model)
         matcher = _fresh(config, model).to(fabric.device)
-        results[ZERO_SHOT] = _evaluate(matcher, model, data["test"], out / ZERO_SHOT, config, ZERO_SHOT)
+        results[ZERO_SHOT], cards[ZERO_SHOT] = _evaluate(
+            matcher, model, data["test"], out / ZERO_SHOT, config, ZERO_SHOT
+        )
         _print_headline(ZERO_SHOT, results[ZERO_SHOT])
     for method in config.methods:
         folder = out / method
@@ -123,10 +134,10 @@ def fit(config: Config, resume: bool = False) -> dict[str, Result]:
         fabric.barrier()
         if main:
             load_weights(folder / "weights.safetensors", matcher, config.model)
-            results[method] = _evaluate(matcher, config.model, data["test"], folder, config, method)
+            results[method], cards[method] = _evaluate(matcher, config.model, data["test"], folder, config, method)
             _print_headline(method, results[method])
     if main:
-        write_report(out, results)
+        write_report(out, results, cards)
         print(format_tables(results))
         print(f"\nresults, curve and pictures in {out}/, weights in {out}/<method>/weights.safetensors")
     return results

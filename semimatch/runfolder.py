@@ -17,7 +17,7 @@ def prepare(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.write_text("")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # several devices probe at once
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror}); expected a folder to put the run in"

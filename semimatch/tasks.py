@@ -12,7 +12,7 @@ from PIL import Image
 import semimatch_kernels as smk
 
 from .config import TRAINING_FREE_SELECTION, ModelConfig, training_free
-from .data import ImageStore, LoadedPairs, load_pairs
+from .data import DATASETS, ImageStore, LoadedPairs, load_pairs
 from .data.store import decode
 from .data.willow_split import split_pairs
 from .errors import UserError
@@ -54,6 +54,10 @@ def evaluate_command(
     ``out``."""
     out = out or Path("runs") / f"eval-{data}"
     prepare(out)
+    if split not in DATASETS[data].splits:
+        raise UserError(
+            f"--split {split}: {data} has no such split; expected one of {', '.join(DATASETS[data].splits)}"
+        )
     pairs = load_pairs(data, data_root, split)
     if willow_split is not None:
         if data != "pf-willow":
@@ -69,11 +73,11 @@ def evaluate_command(
         device=matcher.backbone.mean.device,
     )  # fmt: skip
     name = about.get("method", "training-free")
-    write_report(out, {name: result})
+    write_report(out, {name: result}, {name: card})
     write_results(out / "pairs.json", result, card)
     write_pictures(out / "matches", matcher, loaded, pictures)
     print(format_tables({name: result}))
-    print(f"\nresult.json (means), pairs.json (protocol and every pair), report.txt, curve.png and matches/ in {out}/")
+    print(f"\nresult.json (protocol and means), pairs.json (every pair), report.txt, curve.png and matches/ in {out}/")
 
 
 def match_command(images: list[Path], output: Path, weights: Path | None, points: int, device: str) -> None:
@@ -82,7 +86,7 @@ def match_command(images: list[Path], output: Path, weights: Path | None, points
         raise UserError(f"--points {points}: expected at least 1")
     if output.suffix.lower() not in Image.registered_extensions():
         raise UserError(f"--output {output}: expected the name of a picture, out.png for example")
-    pictures = [decode(path) for path in images]
+    pictures = [decode(path, photograph=True) for path in images]
     prepare(output.parent)
     matcher, _, _ = load_matcher(weights, None, device)
     size = matcher.grid[0] * matcher.stride
@@ -107,7 +111,12 @@ def match_command(images: list[Path], output: Path, weights: Path | None, points
         scores=torch.exp(-per_target.entropy[0].cpu()[chosen]),
         titles=[p.name for p in images],
     )
-    drawn.save(output)
+    try:
+        drawn.save(output)
+    except OSError as error:
+        raise UserError(
+            f"--output {output}: cannot be written ({error.strerror}); expected the name of a picture"
+        ) from error
     print(f"{len(chosen)} matches in {output}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -40,17 +41,26 @@ def check_corr(corr: object, name: str = "corr", leading: str = "B") -> Tensor:
     return corr
 
 
-def check_grid(grid: object, cells: int, name: str = "grid", side: str = "source") -> Grid:
-    """``grid`` = (H, W) with H*W equal to the number of cells of ``side``, at least one cell."""
+def check_count(value: object, name: str, least: int = 0) -> int:
+    """A whole number (Python's or NumPy's, not a bool) of at least ``least``; a symbolic size of a graph passes."""
+    if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected a whole number, got {describe(value)}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value!r}")
+    return value if isinstance(value, (int, torch.SymInt)) else int(value)
+
+
+def check_grid(grid: object, cells: int | None, name: str = "grid", side: str = "source") -> Grid:
+    """``grid`` = (H, W), at least one cell; H*W equal to the number of ``cells`` of ``side`` if given."""
     if not isinstance(grid, Sequence) or isinstance(grid, str) or len(grid) != 2:
         raise TypeError(f"{name}: expected (H, W) of the {side} side, got {describe(grid)}")
-    height, width = grid
-    if isinstance(height, (Sequence, float)) or isinstance(width, float):
+    if any(isinstance(n, Sequence) for n in grid):
         raise TypeError(f"{name}: expected two integers (H, W) of the {side} side, got {grid!r}")
-    if height < 1 or width < 1 or height * width != cells:
+    height, width = check_count(grid[0], f"{name}[0]", 1), check_count(grid[1], f"{name}[1]", 1)
+    if cells is not None and height * width != cells:
         raise ValueError(
             f"{name}: (H, W) = ({height}, {width}) has {height * width} cells, "
-            f"but the {side} side of the correlation has {cells} (H*W must equal it, and be at least 1)"
+            f"but the {side} side of the correlation has {cells} (H*W must equal it)"
         )
     return height, width
 
@@ -62,21 +72,31 @@ def check_grids(grid: object, sources: int, targets: int, name: str = "grid") ->
     return check_grid(grid[0], sources, f"{name}[0]", "source"), check_grid(grid[1], targets, f"{name}[1]", "target")
 
 
+def check_number(value: object, name: str, least: float = -math.inf) -> float:
+    """A finite number (Python's or NumPy's) of at least ``least``; not a tensor, as it carries no gradient."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number (it is not differentiable), got {describe(value)}")
+    if not (math.isfinite(value) and value >= least):
+        raise ValueError(f"{name}: expected a finite number of at least {least:g}, got {value!r}")
+    return float(value)
+
+
 def check_temperature(temperature: object) -> float:
-    """A finite number above zero; the scores are divided by it."""
-    if isinstance(temperature, (Tensor, bool)) or not hasattr(temperature, "__float__"):
-        raise TypeError(f"temperature: expected a float (it is not differentiable), got {describe(temperature)}")
-    value = float(temperature)
-    if not (value > 0 and math.isfinite(value)):
+    """A number above zero that the scores are divided by."""
+    value = check_number(temperature, "temperature")
+    # Beyond these bounds the quotient of an ordinary score leaves the range of float32. Literals: torch.compile takes a
+    # global float for a dynamic one.
+    if not 1e-30 <= value <= 1e30:
         raise ValueError(
-            f"temperature: expected a finite number above 0 (scores are divided by it), got {temperature!r}"
+            "temperature: expected a number above 0, from 1e-30 to 1e30 (scores are divided by it), "
+            f"got {temperature!r}"
         )
     return value
 
 
 def check_choice(value: object, name: str, choices: Sequence[str]) -> str:
     """One of ``choices``."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
     return value  # type: ignore[return-value]
 

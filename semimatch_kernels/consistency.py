@@ -31,7 +31,7 @@ def forward_backward_mask(
             (cell-centred reading of corner-aligned positions, zero padding).
         per: "target" -> mask of the target cells, "source" -> of the source cells.
 
-    Returns: bool [B,T] (or [B,S]). No gradient. Indices outside the other grid are an error on the CPU.
+    Returns: bool [B,T] (or [B,S]). No gradient. The indices are trusted to lie in the other grid.
     Source: SemiMatch; the inequality is that of Sundaram et al., ECCV 2010, in cells.
     """
     for value, name in ((index_target, "index_target"), (index_source, "index_source")):
@@ -43,6 +43,8 @@ def forward_backward_mask(
             f"got {tuple(index_target.shape)} and {tuple(index_source.shape)}"
         )
     _checks.check_device(index_source, "index_source", index_target, "index_target")
+    for value, name in ((alpha1, "alpha1"), (alpha2, "alpha2")):
+        _checks.check_number(value, name)
     _checks.check_choice(sampling, "sampling", ("gather", "bilinear"))
     _checks.check_choice(per, "per", ("target", "source"))
     if isinstance(grid, Sequence) and not any(isinstance(g, Sequence) for g in grid):

@@ -83,6 +83,7 @@ def masked_contrastive_loss_features(
     Gradient: to both feature maps. Memory: O((S + T) C) plus one chunk of columns.
     """
     _checks.check_features(src, trg)
+    _checks.check_number(eps, "eps", 0)
     temperature = _checks.check_temperature(temperature)
     _checks.check_choice(per, "per", ("target", "source"))
     src, trg = src.flatten(2), trg.flatten(2)

@@ -32,7 +32,8 @@ def correlation(
     Returns:
         [B,S,T], source x target; for L levels [B,L,S,T]. S and T are the products of the grids.
 
-    Gradient: to both sides. Products are taken in the dtype of the features, sums of squares in float32 or wider.
+    Gradient: to both sides. Products are taken in the dtype of the features (under autocast too), sums of squares in
+        float32 or wider.
     Raises: TypeError / ValueError naming the argument. Cost: 2*B*S*T*C flops a level.
     Source: CATs (Cho et al., NeurIPS 2021); the same as NCNet's with eps inside the root.
     """
@@ -49,8 +50,9 @@ def correlation(
                 f"src[{i}], trg[{i}]: expected the batch and grids of level 0 "
                 f"({tuple(src[0].shape)}, {tuple(trg[0].shape)}), got {tuple(s.shape)}, {tuple(t.shape)}"
             )
-    if not eps >= 0:
-        raise ValueError(f"eps: expected 0 or more, got {eps!r}")
+    _checks.check_number(eps, "eps", 0)
+    if out_dtype is not None and out_dtype not in _checks.FLOATS:
+        raise TypeError(f"out_dtype: expected a floating dtype or None, got {out_dtype!r}")
     choose("correlation", backend, src[0])
     dtype = src[0].dtype if out_dtype is None else out_dtype
     out = [

@@ -34,6 +34,8 @@ def sparse_epe(
     _checks.check_shape(target, "target", tuple(flow.shape), _checks.FLOATS)
     if mask is None:
         mask = (target != 0).any(1)
+    _checks.check_device(target, "target", flow, "flow")
+    _checks.check_device(mask, "mask", flow, "flow")
     _checks.check_shape(mask, "mask", (flow.shape[0], *flow.shape[2:]), (torch.bool,))
     _checks.check_choice(reduction, "reduction", _checks.REDUCTIONS)
     choose("sparse_epe", backend, flow)

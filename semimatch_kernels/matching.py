@@ -37,7 +37,7 @@ class GaussianWindow:
     sigma: float
 
     def __post_init__(self) -> None:
-        if not self.sigma > 0:
+        if not _checks.check_number(self.sigma, "sigma") > 0:
             raise ValueError(f"sigma: expected a number of cells above 0, got {self.sigma!r}")
 
 
@@ -50,8 +50,7 @@ class HardWindow:
     outside: str = "exclude"
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.radius, int) and self.radius >= 0):
-            raise ValueError(f"radius: expected a whole number of cells, 0 or more, got {self.radius!r}")
+        _checks.check_count(self.radius, "radius")
         _checks.check_choice(self.outside, "outside", ("exclude", "zero"))
 
 
@@ -88,7 +87,7 @@ def match(
         `Match` with N = T (or S); for per="both" (per target, per source).
 
     Gradient: through coords, score, entropy and logsumexp to ``corr``, deterministic; not to the temperature; once
-    (double backward only in "reference"). Ties: lowest index. NaN in -> NaN out.
+    (double backward only in "reference"). Ties: lowest index. NaN in -> NaN out (and an index of any cell).
     Raises: TypeError / ValueError naming the argument; `BackendError` when the backend asked for cannot run.
     Cost: forward reads C once and writes 6 numbers a cell; backward reads and writes C once; about 8 flops and 1 exp
     an entry.
@@ -132,6 +131,7 @@ def match_features(
     """
     _checks.check_features(src, trg)
     temperature = _checks.check_temperature(temperature)
+    _checks.check_number(eps, "eps", 0)
     _checks.check_choice(per, "per", _checks.PER)
     src, trg = src.flatten(2), trg.flatten(2)
     choose("match_features", backend, src)
@@ -191,6 +191,7 @@ def softmax_entropy(
     """
     corr = _checks.check_corr(corr)
     _checks.check_nonempty(corr)
+    _checks.check_choice(per, "per", _checks.PER)
     rows, columns = (1, corr.shape[1]), (1, corr.shape[2])
     grid = {"target": rows, "source": columns}.get(per, (rows, columns))
     out = match(corr, grid, temperature, per, backend=backend)

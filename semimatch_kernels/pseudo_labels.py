@@ -51,6 +51,9 @@ def pseudo_labels(
     corr = _checks.check_corr(corr).detach()
     _checks.check_nonempty(corr)
     temperature = _checks.check_temperature(temperature)
+    numbers = {"threshold": threshold, "uncertainty": uncertainty, "alpha1": alpha1, "alpha2": alpha2}
+    for name, value in (numbers | {"entropy_eps": entropy_eps}).items():
+        _checks.check_number(value, name)
     _checks.check_choice(sampling, "sampling", ("gather", "bilinear"))
     if isinstance(grid, Sequence) and not any(isinstance(g, Sequence) for g in grid):
         grid = (grid, grid)
@@ -62,6 +65,8 @@ def pseudo_labels(
     if lookup is not None:
         cell = _checks.check_shape(lookup[0], "lookup[0]", (batch, targets), (torch.int64,))
         valid = _checks.check_shape(lookup[1], "lookup[1]", (batch, targets), (torch.bool,))
+        _checks.check_device(cell, "lookup[0]", corr, "corr")
+        _checks.check_device(valid, "lookup[1]", corr, "corr")
     choose("pseudo_labels", backend, corr)
     with torch.no_grad():
         labels, weight, mask, score, entropy = _reference.pseudo_labels(

@@ -51,6 +51,7 @@ def warp(
         raise TypeError(f"image: expected floating [B,C,H,W], got {_checks.describe(image)}")
     _checks.check_choice(interpolation, "interpolation", ("bilinear", "nearest"))
     _check_theta(theta, image.shape[0], kind, protocol)
+    _checks.check_device(theta, "theta", image, "image")
     choose("warp", backend, image)
     return _reference.warp(image, theta, kind, interpolation, protocol == "released")
 
@@ -69,7 +70,7 @@ def warp_lookup(
     Returns: (cell [B,H*W] int64 that each output cell reads, 0 where invalid; valid [B,H*W] bool). No gradient.
     """
     _check_theta(theta, None, kind, protocol)
-    height, width = _checks.check_grid(grid, grid[0] * grid[1])
+    height, width = _checks.check_grid(grid, None)
     choose("warp_lookup", backend, theta)
     with torch.no_grad():
         return _reference.warp_lookup(theta, (height, width), kind, protocol == "released")

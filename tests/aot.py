@@ -27,9 +27,14 @@ ITEMSIZE = {"fp32": 4, "bf16": 2}
 #: Bytes of shared memory that a block may use, by compute capability.
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 
-#: "even": sizes and strides are multiples of 16, as usual. "odd": nothing is known of them; compiled for one
-#: architecture only, because it takes as long again.
-VARIANTS = {80: ("even",), 90: ("even", "odd"), 100: ("even",)}
+#: "even": sizes and strides are multiples of 16, the reduced side is not split, every gradient is there.
+#: "split": it is split, and only the gradient of coords is there. "odd": as "even", but nothing is known of sizes
+#: and strides. The last two are compiled for one architecture, to save time.
+VARIANTS = {80: ("even",), 90: ("even", "split", "odd"), 100: ("even",)}
+
+#: Bytes of stack that a thread may have. For sm_100 some versions of Triton's ptxas put two registers there to
+#: reach the next step of occupancy.
+STACK_LIMIT = {80: 0, 90: 0, 100: 8}
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,10 @@ def _cases(capability: int) -> Iterator[Case]:
     arch = configs.ARCHITECTURES[capability]
 
     def case(kernel: str, dtype: str, contiguous: tuple[str, ...], num_warps: int, **constants: int) -> Iterator[Case]:
-        for variant in VARIANTS[capability]:
+        variants = VARIANTS[capability]
+        if kernel in ("match_both.match_both_bwd_kernel", "online_softmax.merge_partials_kernel"):
+            variants = tuple(variant for variant in variants if variant != "split")  # the same as "even"
+        for variant in variants:
             yield Case(kernel, dtype, capability, variant, contiguous, num_warps, tuple(constants.items()))
 
     for dtype, itemsize in ITEMSIZE.items():
@@ -129,6 +137,16 @@ def argument_type(name: str, dtype: str) -> str:
     return "fp32" if name in ("temperature", "scale") else "i32"
 
 
+def absent(arguments: list[str], variant: str) -> list[str]:
+    """The pointers of a kernel that are None in a variant."""
+    if variant == "split":
+        ends = ("score_ptr", "entropy_ptr", "logsumexp_ptr")
+        return [name for name in arguments if name.startswith("grad_") and name.endswith(ends)]
+    if "splits" not in arguments:
+        return []
+    return [name for name in arguments if name.removeprefix("row_") in ("partial_ptr", "partial_index_ptr")]
+
+
 def compile_case(case: Case) -> Compiled:
     """Compile one case as the launchers would have it compiled, and read what the cubin needs."""
     import triton
@@ -136,9 +154,12 @@ def compile_case(case: Case) -> Compiled:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from semimatch_kernels.triton.launch import options
+
     module, _, name = case.kernel.partition(".")
     kernel = getattr(importlib.import_module(f"semimatch_kernels.triton.{module}"), name)
     constants = {"ACC": tl.float32, **dict(case.constants), **dict.fromkeys(case.contiguous, 1)}
+    constants.update(dict.fromkeys(absent(kernel.arg_names, case.variant)))
     signature, attributes, values = {}, {}, {}
     for i, (argument, parameter) in enumerate(zip(kernel.arg_names, kernel.params, strict=True)):
         if argument in constants:
@@ -146,14 +167,14 @@ def compile_case(case: Case) -> Compiled:
             continue
         signature[argument] = argument_type(argument, case.dtype)
         size = "stride" in argument or argument in ("reduced", "kept", "rows", "columns")
-        known = argument.endswith(("_per_program", "_ptr")) or (size and case.variant == "even")
+        known = argument.endswith(("_per_program", "_ptr")) or (size and case.variant != "odd")
         if known and not parameter.do_not_specialize:
             attributes[(i,)] = [["tt.divisibility", 16]]
     assert not constants, f"{case}: no argument {list(constants)}"
     compiled = triton.compile(
         ASTSource(kernel, signature, values, attributes),
         target=GPUTarget("cuda", case.capability, 32),
-        options={"num_warps": case.num_warps},
+        options=options(case.num_warps),
     )
     return inspect_code(case, compiled.asm["ptx"], compiled.asm["cubin"], compiled.metadata.shared)
 

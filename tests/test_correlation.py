@@ -110,7 +110,7 @@ BAD = [
     (
         dict(src=torch.zeros(1, 3, 4), trg=torch.zeros(1, 3, 4), eps=-1.0),
         ValueError,
-        "eps: expected 0 or more",
+        "eps: expected a finite number of at least 0",
     ),
     (dict(src=torch.zeros(1, 3, 4), trg=torch.zeros(1, 3, 4), backend="cuda"), smk.BackendError, "cuda"),
 ]

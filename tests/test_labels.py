@@ -156,6 +156,42 @@ def test_sparse_epe_is_zero_without_annotation_and_exact_hits_have_no_gradient()
     assert exact.grad.count_nonzero() == 0
 
 
+def test_padding_by_minus_infinity_excludes_cells_everywhere():
+    corr = torch.randn(1, 12, 6, dtype=torch.float64)
+    corr[0, 3], corr[0, :, 2], corr[0, 5, 4] = -torch.inf, -torch.inf, -torch.inf
+    corr.requires_grad_()
+    p = smk.dual_softmax(corr, 0.5)
+    assert p.isfinite().all() and (p[corr.detach() == -torch.inf] == 0).all()
+    kept = [i for i in range(12) if i != 3]
+    small = corr.detach()[:, kept][:, :, [0, 1, 3, 4, 5]]
+    torch.testing.assert_close(p.detach()[:, kept][:, :, [0, 1, 3, 4, 5]], smk.dual_softmax(small, 0.5))
+    for window in (smk.GaussianWindow(1.5), smk.HardWindow(1), smk.HardWindow(1, "zero")):
+        assert smk.soft_argmax(corr, (3, 4), 0.5, window=window).isfinite().all()
+    (grad,) = torch.autograd.grad(p.square().sum(), corr)
+    assert grad.isfinite().all()
+
+
+def test_autocast_rounds_neither_correlations_nor_warps():
+    src, trg = torch.randn(1, 32, 4, 4), torch.randn(1, 32, 4, 4)
+    theta = torch.randn(1, 24) * 0.1
+    outside = smk.correlation(src, trg), *smk.warp_lookup(theta, (4, 4)), smk.match_features(src, trg, (4, 4)).coords
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = smk.correlation(src, trg), *smk.warp_lookup(theta, (4, 4)), smk.match_features(src, trg, (4, 4)).coords
+    assert all(torch.equal(a, b) for a, b in zip(outside, inside, strict=True))
+
+
+def test_a_first_warp_in_another_mode_leaves_nothing_behind():
+    from semimatch_kernels.reference import warp as reference
+
+    reference._tps_inverse.cache_clear()
+    image, theta = torch.randn(1, 1, 4, 4), torch.randn(1, 24) * 0.1
+    with torch.inference_mode():
+        smk.warp(image, theta)
+    theta.requires_grad_()
+    smk.warp(image, theta)[0].sum().backward()
+    assert theta.grad.isfinite().all()
+
+
 BAD = [
     (
         lambda: smk.forward_backward_mask(torch.zeros(1, N), torch.zeros(1, N), GRID),
@@ -193,6 +229,23 @@ BAD = [
         lambda: smk.soft_argmax(torch.zeros(1, N, 3), GRID, window=3),
         TypeError,
         "window: expected GaussianWindow",
+    ),
+    (lambda: smk.HardWindow(True), TypeError, "radius: expected a whole number"),
+    (lambda: smk.warp_lookup(torch.zeros(1, 24), 4), TypeError, "grid: expected .H, W."),
+    (lambda: smk.match(torch.zeros(1, 4, 4), (None, 4)), TypeError, r"grid\[0\]: expected a whole number"),
+    (lambda: smk.match(torch.zeros(1, 4, 4), (2, 2), 1e-40), ValueError, "temperature: expected a number above 0"),
+    (
+        lambda: smk.match_features(*[torch.zeros(1, 2, 4)] * 2, (2, 2), eps=-1),
+        ValueError,
+        "eps: expected a finite number",
+    ),
+    (lambda: smk.pseudo_labels(torch.zeros(1, N, N), GRID, threshold=None), TypeError, "threshold: expected a number"),
+    (
+        lambda: smk.pseudo_labels(
+            torch.zeros(1, N, N), GRID, lookup=(torch.zeros(1, N, dtype=torch.int64, device="meta"),) * 2
+        ),
+        TypeError,
+        r"lookup\[1\]: expected dtype torch.bool",
     ),
     (lambda: smk.backends("matching"), ValueError, "op: expected one of correlation"),
 ]

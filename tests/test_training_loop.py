@@ -129,7 +129,9 @@ def test_weights_of_another_architecture_are_refused(loaded, tmp_path):
     with pytest.raises(CheckpointError, match=r"checkpoint.pt: .*model.projection = 8; expected 20"):
         _train(config, loaded, tmp_path / "run", resume=True, method="supervised")
     config.model.projection, config.optim.lr = 8, 2e-3
-    with pytest.raises(CheckpointError, match=r"checkpoint.pt: was written with other settings"):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint.pt: was written with other settings \(optim.lr was 0.001, is 0.002\)"
+    ):
         _train(config, loaded, tmp_path / "run", resume=True, method="supervised")
 
 

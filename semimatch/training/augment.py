@@ -32,16 +32,15 @@ def crop(image: Tensor, points: Tensor, box: Tensor, p: float, generator: Genera
     """With probability ``p`` a random crop that keeps the object box, stretched back to the full size.
 
     Args: image uint8 [B,3,S,S]; points [B,P,2] px; box [B,4] px. Returns the three moved into the crop's frame;
-        padding points move along and mean nothing. Points outside the crop stay: their supervision is still right.
+        padding points move along and mean nothing.
     """
     size = image.shape[-1]
-    draws = uniform(generator, image.shape[0], 5)
-    low = box[:, :2].cpu().clamp(0, size - 1) * draws[:, :2]
-    far = box[:, 2:].cpu().clamp(1, size)
+    draws = uniform(generator, image.shape[0], 5).to(box)
+    low = box[:, :2].clamp(0, size - 1) * draws[:, :2]
+    far = box[:, 2:].clamp(1, size)
     high = far + (size - far) * draws[:, 2:4]
     cropped = (draws[:, 4] < p) & (high - low > 1).all(1)
     low, high = torch.where(cropped[:, None], low, 0.0), torch.where(cropped[:, None], high, float(size))
-    low, high = low.to(points), high.to(points)
     scale = size / (high - low)  # [B,2]
     centres = (torch.arange(size, device=points.device) + 0.5) / size  # output pixel centres as fractions
     read = low[:, None] + centres[None, :, None] * (high - low)[:, None]  # [B,S,2] in px of the input
@@ -55,7 +54,7 @@ def crop(image: Tensor, points: Tensor, box: Tensor, p: float, generator: Genera
     )
     resampled = grid_sample(image.float(), grid, padding_mode="border", align_corners=False)
     moved = resampled.round().to(torch.uint8)
-    image = torch.where(cropped.to(image.device)[:, None, None, None], moved, image)
+    image = torch.where(cropped[:, None, None, None], moved, image)
     points = (points - low[:, None]) * scale[:, None]
     box = ((box.unflatten(1, (2, 2)) - low[:, None]) * scale[:, None]).flatten(1)
     return image, points, box
@@ -66,8 +65,9 @@ def crop_batch(batch: Batch, p: float, generator: Generator) -> Batch:
     source, source_points, source_box = crop(batch.source, batch.source_points, batch.source_box, p, generator)
     target, target_points, target_box = crop(batch.target, batch.target_points, batch.target_box, p, generator)
     size = batch.target.shape[-1]
-    inside = ((source_points >= 0) & (source_points < size)).all(-1)
-    inside &= ((target_points >= 0) & (target_points < size)).all(-1)
+    # Annotations lie up to a pixel outside the image; what a crop cut off lies further out and is dropped.
+    inside = ((source_points >= -1) & (source_points <= size + 1)).all(-1)
+    inside &= ((target_points >= -1) & (target_points <= size + 1)).all(-1)
     return replace(
         batch,
         source=source,
@@ -162,7 +162,8 @@ def random_theta(batch: int, tps: float, generator: Generator) -> Tensor:
         cos, sin = angle.cos(), angle.sin()
         return torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
 
-    a = turn(rotation) @ turn(axis).transpose(1, 2) @ torch.diag_embed(scales) @ turn(axis)
+    with torch.autocast("cpu", enabled=False):  # parameters of a warp must not be rounded
+        a = turn(rotation) @ turn(axis).transpose(1, 2) @ torch.diag_embed(scales) @ turn(axis)
     affine = torch.stack([a[:, 0, 0], a[:, 0, 1], shift[:, 0], a[:, 1, 0], a[:, 1, 1], shift[:, 1]], 1)
     steps = torch.tensor([-1.0, 0.0, 1.0])
     regular = torch.cartesian_prod(steps, steps).T.flatten()  # 9 x, then 9 y

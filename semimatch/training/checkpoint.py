@@ -48,7 +48,12 @@ def read_header(path: Path) -> tuple[ModelConfig, dict]:
         raise CheckpointError(
             f"{path}: has no model settings in its header; expected weights written by `semimatch fit`"
         )
-    return ModelConfig(**json.loads(header["model"])), json.loads(header.get("about", "{}"))
+    try:
+        return ModelConfig(**json.loads(header["model"])), json.loads(header.get("about", "{}"))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: model settings of another version ({error}); expected those of this one"
+        ) from error
 
 
 def load_weights(path: Path, matcher: nn.Module, model: ModelConfig) -> None:
@@ -73,7 +78,7 @@ def read_checkpoint(path: Path, model: ModelConfig) -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         stored = state["settings"]["model"]
-    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); expected checkpoint.pt of a run, complete") from error
     check_architecture(path, stored, model)
     return state

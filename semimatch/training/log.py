@@ -22,7 +22,7 @@ class RunLog:
 
         self.path = folder / "log.jsonl"
         rows = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [row for row in rows if json.loads(row)["step"] <= start]
+        kept = [row for row in rows if _step(row) is not None and _step(row) <= start]
         self.path.write_text("".join(row + "\n" for row in kept))
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self._sums: dict[str, Tensor] = {}
@@ -59,3 +59,11 @@ class RunLog:
     def close(self) -> None:
         """Flush TensorBoard's file."""
         self._board.close()
+
+
+def _step(row: str) -> int | None:
+    """The step of a row; None for one that was cut off when the machine went down."""
+    try:
+        return json.loads(row)["step"]
+    except ValueError:
+        return None

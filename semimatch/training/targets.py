@@ -31,7 +31,9 @@ def flow_from_keypoints(
     near_y = (target_points[..., 1, None] - centre_y).abs() <= reach  # [B,P,H]
     holds = near_y[..., :, None] & near_x[..., None, :] & valid[..., None, None]  # [B,P,H,W]
     count = holds.sum(1)  # [B,H,W]
-    mean = torch.einsum("bphw,bpd->bdhw", holds.float(), target_points) / count.clamp(min=1)[:, None]
+    # A sum, not a matrix product: autocast would round the coordinates.
+    total = (holds[:, :, None] * target_points[..., None, None]).sum(1)  # [B,2,H,W]
+    mean = total / count.clamp(min=1)[:, None]
     order = torch.arange(1, holds.shape[1] + 1, device=device)[:, None, None]
     last = (holds * order).amax(1).sub(1).clamp(min=0)  # [B,H,W], index of the last point held
     picked = source_points.gather(1, last.flatten(1)[..., None].expand(-1, -1, 2))  # [B,H*W,2]

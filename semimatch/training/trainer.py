@@ -81,30 +81,29 @@ def train(
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, optim.milestones, optim.gamma)
     module, optimizer = fabric.setup(TrainingStep(matcher, method, config.augment, config.semi), optimizer)
 
-    start, best = 0, -1.0
+    start, best, judged = 0, -1.0, 0
+    scaler = fabric.strategy.precision  # keeps the loss scale of 16-mixed
     if resume and checkpoint.exists():
-        state = read_checkpoint(checkpoint, config.model)
-        if state["settings"] != _identity(config, method):
-            raise CheckpointError(
-                f"{checkpoint}: was written with other settings (data, model, optimiser, augmentation, seed, method); "
-                "expected the same to resume exactly; use another run.out, or init_from to start from its weights"
-            )
+        state = check_resumable(folder, config, method)
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-        start, best = state["step"], state["best"]
+        scaler.load_state_dict(state["precision"])
+        start, best, judged = state["step"], state["best"], state["judged"]
 
     def save(step: int) -> None:
         state = {
             "module": module.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
-            "step": step, "best": best, "settings": _identity(config, method),
+            "precision": scaler.state_dict(), "step": step, "best": best, "judged": judged,
+            "settings": _identity(config, method),
         }  # fmt: skip
         if fabric.is_global_zero:
             torch.save(state, checkpoint.with_suffix(".part"))
             os.replace(checkpoint.with_suffix(".part"), checkpoint)
 
     def keep_if_best(step: int) -> None:
-        nonlocal best
+        nonlocal best, judged
+        judged = step
         score = validate() if validate is not None else best
         if validate is None or score > best:
             best = score
@@ -139,16 +138,43 @@ def train(
                     bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss_sup", "loss_unsup", "coverage") if k in row})
             if validate is not None and run.eval_every and done % run.eval_every == 0 and done < optim.steps:
                 keep_if_best(done)
-            if signals.stop and done < optim.steps:
+            if _any_stopped(fabric, signals, done % run.log_every == 0) and done < optim.steps:
                 save(done)
                 raise Interrupted(f"stopped after step {done} of {optim.steps}; state saved in {checkpoint}")
             if done % run.save_every == 0 and done < optim.steps:
                 save(done)
-    if start < optim.steps:
+    if judged < optim.steps:
+        save(optim.steps)  # before the validation, which an interrupt may cut short
         keep_if_best(optim.steps)
         save(optim.steps)
     if log is not None:
         log.close()
+
+
+def _any_stopped(fabric: Fabric, signals: _StopOnSignal, agree: bool) -> bool:
+    """Whether to stop now. Several devices stop at the same step: they ask each other where ``agree``, else go on."""
+    if fabric.world_size == 1:
+        return signals.stop
+    return agree and bool(fabric.all_reduce(torch.tensor(float(signals.stop), device=fabric.device), reduce_op="sum"))
+
+
+def check_resumable(folder: Path, config: Config, method: str) -> dict:
+    """The state in ``folder``; CheckpointError that names the first setting in which it differs from ``config``."""
+    path = folder / "checkpoint.pt"
+    state = read_checkpoint(path, config.model)
+    stored, wanted = state["settings"], _identity(config, method)
+    for section, values in wanted.items():
+        if stored.get(section) == values:
+            continue
+        name, was, now = section, stored.get(section), values
+        if isinstance(values, dict) and isinstance(was, dict):
+            key = next(k for k in values if was.get(k) != values[k])
+            name, was, now = f"{section}.{key}", was.get(key), values[key]
+        raise CheckpointError(
+            f"{path}: was written with other settings ({name} was {was!r}, is {now!r}); expected the same to resume "
+            "exactly; use another run.out, or init_from to start from its weights"
+        )
+    return state
 
 
 def _identity(config: Config, method: str) -> dict:
@@ -157,5 +183,5 @@ def _identity(config: Config, method: str) -> dict:
     plain["data"].pop("root")  # the same data may have moved
     plain["optim"].pop("steps")  # a run may be prolonged
     kept = {name: plain[name] for name in ("data", "model", "augment", "semi", "optim", "init_from")}
-    run = {name: plain["run"][name] for name in ("seed", "devices", "precision")}
+    run = {name: plain["run"][name] for name in ("seed", "devices", "precision", "eval_every")}
     return kept | {"run": run, "method": method}

@@ -15,8 +15,9 @@ def normalized(features: Tensor, eps: float) -> Tensor:
 
 
 def correlate(src: Tensor, trg: Tensor) -> Tensor:
-    """Inner products [B,S,T] of ``src`` [B,C,S] and ``trg`` [B,C,T]."""
-    return torch.bmm(src.transpose(1, 2), trg)
+    """Inner products [B,S,T] of ``src`` [B,C,S] and ``trg`` [B,C,T], in their dtype under autocast too."""
+    with torch.autocast(src.device.type, enabled=False):
+        return torch.bmm(src.transpose(1, 2), trg)
 
 
 def correlation(src: Tensor, trg: Tensor, normalize: bool, eps: float, relu: bool, out_dtype: torch.dtype) -> Tensor:

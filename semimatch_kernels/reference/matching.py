@@ -26,22 +26,23 @@ def match(corr: Tensor, grid: Grid, temperature: float) -> tuple[Tensor, Tensor,
 
     Returns coords [B,T,2], score [B,T], entropy [B,T], logsumexp [B,T] in the accumulate dtype and index [B,T] int64.
     """
-    x = corr.to(accumulate_dtype(corr.dtype)) / temperature  # [B,S,T]
-    top = x.detach().amax(1, keepdim=True)
+    c = corr.to(accumulate_dtype(corr.dtype))  # [B,S,T]
+    top = c.detach().amax(1, keepdim=True)
     empty = top == -torch.inf  # every cell excluded
-    shifted = x - top.masked_fill(empty, 0)
+    # The maximum goes before the temperature: no overflow, and no digits lost to a large common offset.
+    shifted = (c - top.masked_fill(empty, 0)) / temperature
     mass = shifted.exp()
     total = mass.sum(1, keepdim=True).masked_fill(empty, 1)
     p = mass / total
     log_total = total.log()
     # p ln p -> 0 for an excluded cell; 0 * -inf must not be formed.
-    mean_shifted = (p * shifted.masked_fill(x == -torch.inf, 0)).sum(1)
+    mean_shifted = (p * shifted.masked_fill(c == -torch.inf, 0)).sum(1)
     index = corr.argmax(1)
-    position_x, position_y = cell_positions(grid, x.dtype, x.device)
+    position_x, position_y = cell_positions(grid, c.dtype, c.device)
     coords = torch.stack([(p * position_x[:, None]).sum(1), (p * position_y[:, None]).sum(1)], -1)
     score = p.gather(1, index[:, None]).squeeze(1)
     entropy = log_total.squeeze(1) - mean_shifted
-    logsumexp = (top + log_total).squeeze(1)
+    logsumexp = (top / temperature + log_total).squeeze(1)
     return coords, score, entropy, logsumexp, index
 
 
@@ -78,11 +79,18 @@ def windowed(corr: Tensor, grid: Grid, sigma: float | None, radius: int | None, 
     """``corr`` with the window applied to its scores: multiplied by the weights, or -inf outside when ``exclude``."""
     scores = corr.to(accumulate_dtype(corr.dtype))
     weights = window_weights(corr.detach().argmax(1), grid, sigma, radius, scores.dtype)
-    return scores.masked_fill(weights == 0, -torch.inf) if exclude else scores * weights
+    if exclude:
+        return scores.masked_fill(weights == 0, -torch.inf)
+    return scores.masked_fill(scores == -torch.inf, 0) * weights + scores.masked_fill(scores != -torch.inf, 0)
 
 
 def dual_softmax(corr: Tensor, temperature: float, log: bool) -> Tensor:
     """Softmax over the source times softmax over the target, or its logarithm; [B,S,T] in the accumulate dtype."""
     x = corr.to(accumulate_dtype(corr.dtype)) / temperature
-    log_p = x.log_softmax(1) + x.log_softmax(2)
+    excluded = x == -torch.inf
+    log_p = torch.zeros_like(x)
+    for dim in (1, 2):
+        empty = excluded.all(dim, keepdim=True)  # a line with nothing left: kept finite here, excluded below
+        log_p = log_p + torch.where(empty, 0, x).log_softmax(dim)
+    log_p = log_p.masked_fill(excluded, -torch.inf)
     return log_p if log else log_p.exp()

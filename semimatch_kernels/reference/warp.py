@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
@@ -31,22 +32,25 @@ def affine_positions(theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tenso
     return a[0] * x + a[1] * y + a[2], a[3] * x + a[4] * y + a[5]
 
 
-@cache
-def _tps_inverse() -> Tensor:
-    """Inverse [12,12] of the interpolation system of the 3x3 control points (float64); they never move."""
-    points = _control_points()
-    difference = points[:, None] - points[None]
-    system = torch.zeros(12, 12, dtype=torch.float64)
-    system[:9, :9] = _radial(difference.square().sum(-1))
-    system[:9, 9:] = torch.cat([torch.ones(9, 1, dtype=torch.float64), points], 1)
-    system[9:, :9] = system[:9, 9:].T
-    return torch.linalg.inv(system)
-
-
-def _control_points() -> Tensor:
+def _control_points() -> np.ndarray:
     """The control points [9,2] (x, y), x slow and y fast."""
-    steps = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
-    return torch.cartesian_prod(steps, steps)
+    steps = (-1.0, 0.0, 1.0)
+    return np.array([(x, y) for x in steps for y in steps])
+
+
+@cache
+def _tps_inverse() -> np.ndarray:
+    """Inverse [12,12] of the interpolation system of the control points, which never move.
+
+    NumPy, so that what is cached does not depend on the tensor modes of the first call.
+    """
+    points = _control_points()
+    squared = ((points[:, None] - points[None]) ** 2).sum(-1)
+    system = np.zeros((12, 12))
+    system[:9, :9] = squared * np.log(np.where(squared > 0, squared, 1))
+    system[:9, 9:] = np.concatenate([np.ones((9, 1)), points], 1)
+    system[9:, :9] = system[:9, 9:].T
+    return np.linalg.inv(system)
 
 
 def _radial(squared: Tensor) -> Tensor:
@@ -61,8 +65,8 @@ def tps_positions(theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     In float64: the basis cancels, and autocast must not touch the product.
     """
     goal = theta.double().unflatten(1, (2, 9))  # [B,2,9]
-    weights = goal @ _tps_inverse()[:9].to(theta.device)  # [B,2,12]
-    points = _control_points().to(theta.device)  # [9,2]
+    weights = goal @ torch.tensor(_tps_inverse()[:9], device=theta.device)  # [B,2,12]
+    points = torch.tensor(_control_points(), device=theta.device)  # [9,2]
     x, y = torch.broadcast_tensors(x.double(), y.double())  # [H,W]
     squared = (x[..., None] - points[:, 0]).square() + (y[..., None] - points[:, 1]).square()
     basis = torch.cat([_radial(squared), torch.ones_like(x)[..., None], x[..., None], y[..., None]], -1)  # [H,W,12]

@@ -18,13 +18,22 @@ from .online_softmax import LN2, LOWEST_LOG2, origin
 
 SIDE_FLOATS = tl.constexpr(7)
 
+# Arguments of the strides of incoming gradients, in the order of `launch.gradient_strides`. Kernels are not
+# specialised on them: that would compile anew for each layout of a vector, and gain nothing.
+STRIDES = (
+    "coords_b", "coords_k", "coords_xy", "score_b", "score_k",
+    "entropy_b", "entropy_k", "logsumexp_b", "logsumexp_k",
+)  # fmt: skip
+
 
 @triton.jit
 def load_vector(pointer, offset, ok, ACC: tl.constexpr):
     """An incoming gradient as [N] in ACC; zeros where there is none (`pointer` is None)."""
     if pointer is None:
-        return tl.zeros(ok.shape, ACC)
-    return tl.load(pointer + offset, mask=ok, other=0.0).to(ACC)
+        vector = tl.zeros(ok.shape, ACC)
+    else:
+        vector = tl.load(pointer + offset, mask=ok, other=0.0).to(ACC)
+    return vector
 
 
 @triton.jit

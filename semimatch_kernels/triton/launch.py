@@ -37,6 +37,11 @@ def scalars(temperature: float) -> dict[str, float]:
     return {"temperature": float(temperature), "scale": math.log2(math.e) / temperature}
 
 
+def options(num_warps: int) -> dict[str, int | bool]:
+    """Compilation options. Fused multiply-add is asked for by name, because Triton's default changes in 3.10."""
+    return {"num_warps": num_warps, "enable_fp_fusion": True}
+
+
 def empty_results(corr: Tensor, cells: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Uninitialised coords [B,cells,2], score, entropy, logsumexp [B,cells], index int64 [B,cells]."""
     dtype, batch, device = accumulate_dtype(corr.dtype), corr.shape[0], corr.device
@@ -105,5 +110,5 @@ def merge_partials(
     tile = configs.architecture(floats.device).merge
     merge_partials_kernel[(batch * triton.cdiv(kept, tile.kept),)](
         *partials, *results, parts, kept, grid[1], grid[0], **scalars(temperature),
-        ACC=kernel_dtype(floats), BLOCK_PARTS=tile.reduced, BLOCK_K=tile.kept, num_warps=tile.num_warps,
+        ACC=kernel_dtype(floats), BLOCK_PARTS=tile.reduced, BLOCK_K=tile.kept, **options(tile.num_warps),
     )  # fmt: skip

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
-from .gradient import load_side, reload_side, slope, store_side
+from .gradient import STRIDES, load_side, reload_side, slope, store_side
 from .launch import (
     contiguous,
     empty_gradient,
@@ -23,6 +23,7 @@ from .launch import (
     kernel_dtype,
     merge_partials,
     on_device,
+    options,
     scalars,
     source_is_fast,
 )
@@ -38,11 +39,15 @@ from .online_softmax import (
 )
 
 
-@triton.jit(do_not_specialize=["row_width", "row_height", "column_width", "column_height", "splits"])
+SIZES = ["row_width", "row_height", "column_width", "column_height"]  # specialising on these gains nothing
+
+
+@triton.jit(do_not_specialize=[*SIZES, "splits"])
 def match_both_fwd_kernel(
     corr_ptr,  # [B, rows, columns] in any strides
-    row_coords_ptr, row_score_ptr, row_entropy_ptr, row_logsumexp_ptr, row_index_ptr,  # if splits == 1
-    row_partial_ptr, row_partial_index_ptr,  # states [B, splits, 5, rows], [B, splits, rows], if splits > 1
+    # results [B, rows(, 2)]
+    row_coords_ptr, row_score_ptr, row_entropy_ptr, row_logsumexp_ptr, row_index_ptr,
+    row_partial_ptr, row_partial_index_ptr,  # None, or states [B, splits, 5, rows], ... instead of results
     column_partial_ptr, column_partial_index_ptr,  # states [B, strips, 5, columns], [B, strips, columns]
     rows, columns, row_width, row_height, column_width, column_height,
     stride_b, stride_row, stride_column, splits, columns_per_program, temperature, scale,
@@ -115,7 +120,7 @@ def match_both_fwd_kernel(
     sum_x += total * (2 * lane).to(ACC)
     merged = merge((best, total, drift, sum_x, sum_y, index), scale, 1)  # [ROWS]
     ok = row < rows
-    if splits == 1:
+    if row_partial_ptr is None:
         finish(
             merged, row_coords_ptr, row_score_ptr, row_entropy_ptr, row_logsumexp_ptr, row_index_ptr,
             batch * rows + row, ok, column_width, column_height, temperature,
@@ -124,7 +129,7 @@ def match_both_fwd_kernel(
         store_partial(merged, row_partial_ptr, row_partial_index_ptr, batch * splits + split, rows, row, ok)
 
 
-@triton.jit(do_not_specialize=["row_width", "row_height", "column_width", "column_height"])
+@triton.jit(do_not_specialize=[*SIZES, *(f"{side}_{name}" for side in ("row", "column") for name in STRIDES)])
 def match_both_sides_kernel(
     corr_ptr,  # [B, rows, columns] in any strides
     row_coords_ptr, row_score_ptr, row_entropy_ptr, row_index_ptr,  # saved results [B, rows(, 2)]
@@ -170,7 +175,7 @@ def match_both_sides_kernel(
         store_side(side, column_side_ptr, column_side_index_ptr, batch, column, columns)
 
 
-@triton.jit(do_not_specialize=["row_width", "row_height", "column_width", "column_height"])
+@triton.jit(do_not_specialize=SIZES)
 def match_both_bwd_kernel(
     corr_ptr,  # [B, rows, columns] in any strides
     row_side_ptr, row_side_index_ptr, column_side_ptr, column_side_index_ptr,  # from match_both_sides_kernel
@@ -242,7 +247,7 @@ def match_both_one_read(
             rows, columns, row_grid[1], row_grid[0], column_grid[1], column_grid[0], *view.stride(),
             splits, each, **scalars(temperature), ACC=kernel_dtype(corr), ROWS=tile.rows,
             BLOCK_R=tile.block_rows, BLOCK_C=tile.block_columns, UNROLL=tile.unroll,
-            VECTOR=vector, ROW_UNROLL=tile.row_step // vector, num_warps=tile.num_warps,
+            VECTOR=vector, ROW_UNROLL=tile.row_step // vector, **options(tile.num_warps),
         )  # fmt: skip
         if splits > 1:
             merge_partials(row_partials, row_results, column_grid, temperature)
@@ -289,10 +294,10 @@ def match_both_backward(
         match_both_sides_kernel[(batch * side_blocks,)](
             view, *row_saved, *column_saved, *row_grads, *column_grads, *sides,
             *gradient_strides(*row_grads), *gradient_strides(*column_grads), *sizes, constants["temperature"],
-            ACC=dtype, BLOCK=tile.side_cells, num_warps=tile.num_warps,
+            ACC=dtype, BLOCK=tile.side_cells, **options(tile.num_warps),
         )  # fmt: skip
         match_both_bwd_kernel[(strips * splits,)](
             view, *sides, out, *sizes, each, constants["scale"],
-            ACC=dtype, BLOCK_R=tile.block_rows, BLOCK_C=tile.block_columns, num_warps=tile.num_warps,
+            ACC=dtype, BLOCK_R=tile.block_rows, BLOCK_C=tile.block_columns, **options(tile.num_warps),
         )  # fmt: skip
     return grad.to(corr.dtype)

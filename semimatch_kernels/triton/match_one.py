@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
-from .gradient import load_side, slope
+from .gradient import STRIDES, load_side, slope
 from .launch import (
     contiguous,
     empty_gradient,
@@ -17,6 +17,7 @@ from .launch import (
     kernel_dtype,
     merge_partials,
     on_device,
+    options,
     reads_source_fast,
     scalars,
     source_is_fast,
@@ -36,8 +37,8 @@ from .online_softmax import (
 @triton.jit(do_not_specialize=["width", "height", "splits"])
 def match_fwd_kernel(
     corr_ptr,  # [B, reduced, kept] in any strides
-    coords_ptr, score_ptr, entropy_ptr, logsumexp_ptr, index_ptr,  # results [B, kept(, 2)], when splits == 1
-    partial_ptr, partial_index_ptr,  # states [B, splits, 5, kept], [B, splits, kept], when splits > 1
+    coords_ptr, score_ptr, entropy_ptr, logsumexp_ptr, index_ptr,  # results [B, kept(, 2)]
+    partial_ptr, partial_index_ptr,  # None, or states [B, splits, 5, kept], [B, splits, kept] instead of results
     reduced, kept, width, height, stride_b, stride_r, stride_k, splits, cells_per_program, temperature, scale,
     ACC: tl.constexpr, REDUCED_FAST: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, UNROLL: tl.constexpr,
@@ -71,7 +72,7 @@ def match_fwd_kernel(
         )
     state = merge(state, scale, AXIS)  # [BLOCK_K]
     ok = kept_cell < kept
-    if splits == 1:
+    if partial_ptr is None:
         finish(
             state, coords_ptr, score_ptr, entropy_ptr, logsumexp_ptr, index_ptr,
             batch * kept + kept_cell, ok, width, height, temperature,
@@ -80,7 +81,7 @@ def match_fwd_kernel(
         store_partial(state, partial_ptr, partial_index_ptr, batch * splits + split, kept, kept_cell, ok)
 
 
-@triton.jit(do_not_specialize=["width", "height"])
+@triton.jit(do_not_specialize=["width", "height", *STRIDES])
 def match_bwd_kernel(
     corr_ptr,  # [B, reduced, kept] in any strides
     coords_ptr, score_ptr, entropy_ptr, index_ptr,  # saved results [B, kept(, 2)]
@@ -147,7 +148,7 @@ def match(corr: Tensor, grid: tuple[int, int], temperature: float) -> tuple[Tens
             corr, *results, *partials,
             sources, targets, grid[1], grid[0], *corr.stride(), splits, cells, **scalars(temperature),
             ACC=kernel_dtype(corr), REDUCED_FAST=reduced_fast,
-            BLOCK_R=tile.reduced, BLOCK_K=tile.kept, UNROLL=tile.unroll, num_warps=tile.num_warps,
+            BLOCK_R=tile.reduced, BLOCK_K=tile.kept, UNROLL=tile.unroll, **options(tile.num_warps),
         )  # fmt: skip
         if splits > 1:
             merge_partials(partials, results, grid, temperature)
@@ -179,6 +180,6 @@ def match_backward(
             corr, *contiguous(coords, score, entropy, index), *grads, grad, *gradient_strides(*grads),
             sources, targets, grid[1], grid[0], *corr.stride(), *grad.stride()[1:], cells,
             **scalars(temperature), ACC=kernel_dtype(corr), REDUCED_FAST=reduced_fast,
-            BLOCK_R=tile.reduced, BLOCK_K=tile.kept, num_warps=tile.num_warps,
+            BLOCK_R=tile.reduced, BLOCK_K=tile.kept, **options(tile.num_warps),
         )  # fmt: skip
     return grad.to(corr.dtype)
