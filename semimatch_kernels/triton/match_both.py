@@ -38,7 +38,6 @@ from .online_softmax import (
     store_partial,
 )
 
-
 SIZES = ["row_width", "row_height", "column_width", "column_height"]  # specialising on these gains nothing
 
 
