@@ -11,9 +11,9 @@ from .config import TRAINING_FREE_SELECTION, Config, ModelConfig, check, trainin
 from .data import ImageStore, LoadedPairs, PairList, load_pairs
 from .data.willow_split import split_pairs
 from .errors import UserError
-from .evaluation import Protocol, Result, describe, evaluate, format_tables, write_results
+from .evaluation import Protocol, Result, describe, evaluate, write_results
 from .models import Matcher, build_matcher
-from .report import write_pictures, write_report
+from .report import label_quality, write_pictures, write_report
 from .runfolder import prepare, write_yaml
 from .training.checkpoint import load_weights
 from .training.trainer import check_resumable, train
@@ -137,8 +137,8 @@ def fit(config: Config, resume: bool = False) -> dict[str, Result]:
             results[method], cards[method] = _evaluate(matcher, config.model, data["test"], folder, config, method)
             _print_headline(method, results[method])
     if main:
-        write_report(out, results, cards)
-        print(format_tables(results))
+        labels = {method: label_quality(out / method / "log.jsonl") for method in config.methods}
+        print(write_report(out, results, cards, {method: found for method, found in labels.items() if found}))
         print(f"\nresults, curve and pictures in {out}/, weights in {out}/<method>/weights.safetensors")
     return results
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,12 +15,41 @@ from .runfolder import write_json, write_text
 from .visualize import plot_curves, save_pictures
 
 
-def write_report(folder: Path, results: Mapping[str, Result], cards: Mapping[str, Protocol]) -> None:
-    """report.txt, curve.png and result.json (protocol card and means of every result by its name) in ``folder``."""
-    write_text(folder / "report.txt", format_tables(results) + "\n")
+def write_report(
+    folder: Path, results: Mapping[str, Result], cards: Mapping[str, Protocol], labels: Mapping[str, dict] | None = None
+) -> str:
+    """report.txt, curve.png and result.json (protocol card and means of every result by its name) in ``folder``.
+
+    ``labels``: name -> `label_quality` of the methods that use pseudo labels. Returns the text of the report.
+    """
+    labels = labels or {}
+    text = "\n".join([format_tables(results), *(_label_line(name, found) for name, found in labels.items())])
+    write_text(folder / "report.txt", text + "\n")
     plot_curves(results, folder / "curve.png")
     content = {name: {"protocol": cards[name].as_dict()} | result.means() for name, result in results.items()}
+    for name, found in labels.items():
+        content[name]["pseudo_labels"] = found
     write_json(folder / "result.json", content)
+    return text
+
+
+def label_quality(log: Path) -> dict[str, float]:
+    """Mean over the last third of a run's log.jsonl: coverage, the share of cells that taught, and how many of the
+    labels on annotated cells lie within .05 and .10 of the source box. Empty for a method without pseudo labels."""
+    rows = [json.loads(row) for row in log.read_text().splitlines()]
+    rows = [row for row in rows if row["step"] * 3 > rows[-1]["step"] * 2]
+    names = ("coverage", "labels_right_0.05", "labels_right_0.10")
+    values = {name: [row[name] for row in rows if name in row] for name in names}
+    return {name: sum(found) / len(found) for name, found in values.items() if found}
+
+
+def _label_line(name: str, found: dict[str, float]) -> str:
+    shares = {key: f"{100 * value:.1f} %" for key, value in found.items()}
+    return (
+        f"\n{name}: pseudo labels in the last third of training: {shares.get('coverage', '-')} of the cells taught; "
+        f"of the labels on annotated cells {shares.get('labels_right_0.05', '-')} lie within .05 and "
+        f"{shares.get('labels_right_0.10', '-')} within .10 of the source box"
+    )
 
 
 def write_pictures(folder: Path, matcher: Matcher, data: LoadedPairs, count: int) -> None:

@@ -16,7 +16,7 @@ from .data import DATASETS, ImageStore, LoadedPairs, load_pairs
 from .data.store import decode
 from .data.willow_split import split_pairs
 from .errors import UserError
-from .evaluation import describe, evaluate, format_tables, write_results
+from .evaluation import describe, evaluate, write_results
 from .models import Matcher, build_matcher
 from .report import write_pictures, write_report
 from .runfolder import prepare
@@ -73,10 +73,10 @@ def evaluate_command(
         device=matcher.backbone.mean.device,
     )  # fmt: skip
     name = about.get("method", "training-free")
-    write_report(out, {name: result}, {name: card})
+    text = write_report(out, {name: result}, {name: card})
     write_results(out / "pairs.json", result, card)
     write_pictures(out / "matches", matcher, loaded, pictures)
-    print(format_tables({name: result}))
+    print(text)
     print(f"\nresult.json (protocol and means), pairs.json (every pair), report.txt, curve.png and matches/ in {out}/")
 
 

@@ -50,7 +50,9 @@ def test_fit_leaves_everything_the_readme_names(run):
         assert len(list((run / method / "matches").glob("*.png"))) == 2
     result = json.loads((run / "result.json").read_text())
     assert list(result) == ["zero-shot", "supervised", "semimatch"]
-    assert "zero-shot" in (run / "report.txt").read_text()
+    report = (run / "report.txt").read_text()
+    assert "zero-shot" in report and "semimatch: pseudo labels in the last third of training" in report
+    assert 0 <= result["semimatch"]["pseudo_labels"]["coverage"] <= 1 and "pseudo_labels" not in result["supervised"]
     assert _width(run / "curve.png") > 500
     card = json.loads((run / "supervised" / "pairs.json").read_text())["protocol"]
     assert result["supervised"]["protocol"] == card
