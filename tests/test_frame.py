@@ -23,11 +23,9 @@ PACKAGES = ("semimatch_kernels", "semimatch")
 # path -> why it may have 400 lines or more
 LONG_FILES: dict[str, str] = {}
 
-# Folders of one machine, and hosts or options that tie the project to one package registry.
+# Folders of one machine, and options or addresses that tie the project to one package registry.
 MACHINE_PATH = re.compile(r"(?<![\w.~}])/(?:work|root|opt|home|Users|tmp/w|mnt|scratch)/[\w.]")
-REGISTRY = re.compile(
-    r"pypi\.org|pythonhosted|pytorch\.org/whl|npmjs|anaconda\.(?:org|com)|(?:extra-)?index-url|find-links"
-)
+REGISTRY = re.compile(r"https?://[\w./-]*/(?:simple|whl|packages)\b|(?:extra-)?index-url|find-links")
 
 
 def project() -> dict:

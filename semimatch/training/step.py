@@ -38,7 +38,7 @@ class TrainingStep(nn.Module):
         self.matcher, self.method, self.augmentation, self.semi = matcher, method, augmentation, semi
 
     def forward(self, batch: Batch, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total loss, and sums for the log: scalars on the device, never read here (no host sync)."""
+        """Total loss, and sums for the log: scalars on the device, not read here."""
         matcher, options = self.matcher, self.augmentation
         batch = augment.crop_batch(batch, options.crop, generator)
         source = matcher.features(
