@@ -1,5 +1,5 @@
 // The Python module semimatch_kernels._C: importing it registers the CPU kernels with PyTorch (cpu/*.cpp); its
-// functions say what it was built from. The ops themselves are defined in Python, in semimatch_kernels/library.py.
+// functions say what it was built from. The ops themselves are defined in Python, in semimatch_kernels/schemas.py.
 #include <pybind11/pybind11.h>
 
 #include <sstream>

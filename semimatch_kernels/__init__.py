@@ -8,41 +8,43 @@ Every function is an op on tensors, differentiable where that makes sense, with 
 
 from .backends import BackendError, backends
 from .consistency import forward_backward_mask
-from .contrastive import masked_contrastive_loss, masked_contrastive_loss_features
+from .contrastive import GaussianTarget, masked_contrastive_loss, masked_contrastive_loss_features
+from .coordinates import Pixels
 from .correlation import correlation
+from .dual import dual_softmax, dual_softmax_features
 from .epe import sparse_epe
-from .matching import (
-    GaussianWindow,
-    HardWindow,
-    Match,
-    dual_softmax,
-    match,
-    match_features,
-    soft_argmax,
-    softmax_entropy,
-)
-from .mutual import mutual_filter
-from .pseudo_labels import PseudoLabels, pseudo_labels
+from .matching import Match, match, match_features, softmax_entropy, softmax_entropy_features
+from .mutual import mutual_filter, mutual_mask
+from .pseudo_labels import POLICIES, PseudoLabels, dash_threshold, pseudo_labels
 from .warp import warp, warp_lookup
+from .windows import GaussianWindow, HardWindow, soft_argmax, soft_argmax_features
 
 __all__ = [
+    "POLICIES",
     "BackendError",
+    "GaussianTarget",
     "GaussianWindow",
     "HardWindow",
     "Match",
+    "Pixels",
     "PseudoLabels",
     "backends",
     "correlation",
+    "dash_threshold",
     "dual_softmax",
+    "dual_softmax_features",
     "forward_backward_mask",
     "masked_contrastive_loss",
     "masked_contrastive_loss_features",
     "match",
     "match_features",
     "mutual_filter",
+    "mutual_mask",
     "pseudo_labels",
     "soft_argmax",
+    "soft_argmax_features",
     "softmax_entropy",
+    "softmax_entropy_features",
     "sparse_epe",
     "warp",
     "warp_lookup",

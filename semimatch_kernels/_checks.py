@@ -76,7 +76,8 @@ def check_number(value: object, name: str, least: float = -math.inf) -> float:
     """A finite number (Python's or NumPy's) of at least ``least``; not a tensor, as it carries no gradient."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number (it is not differentiable), got {describe(value)}")
-    if not (math.isfinite(value) and value >= least):
+    # By comparison, which NaN fails: torch.compile cannot trace math.isfinite of a float that it takes for dynamic.
+    if not (least <= value <= 1.7976931348623157e308 and value >= -1.7976931348623157e308):
         raise ValueError(f"{name}: expected a finite number of at least {least:g}, got {value!r}")
     return float(value)
 
@@ -147,3 +148,26 @@ def check_nonempty(corr: Tensor, name: str = "corr") -> None:
     """A match needs a cell to match to: both sides hold at least one cell (B may be 0)."""
     if corr.shape[-1] < 1 or corr.shape[-2] < 1:
         raise ValueError(f"{name}: expected at least one source and one target cell, got shape {tuple(corr.shape)}")
+
+
+def check_normalize(normalize: object, eps: object) -> tuple[str, float]:
+    """How features are normalised, as the ops have it: "none", "inside", "added" or "clamped"; and eps."""
+    if isinstance(normalize, bool):
+        normalize = "inside" if normalize else "none"
+    elif normalize not in ("inside", "added", "clamped"):
+        raise ValueError(f"normalize: expected True, False, 'inside', 'added' or 'clamped', got {normalize!r}")
+    return normalize, check_number(eps, "eps", 0)
+
+
+def check_mask(mask: object, name: str, shape: tuple[int, ...], like: Tensor, like_name: str) -> Tensor | None:
+    """None, or a bool tensor of ``shape`` on the device of ``like``."""
+    if mask is not None:
+        check_device(check_shape(mask, name, shape, (torch.bool,)), name, like, like_name)
+    return mask  # type: ignore[return-value]
+
+
+def check_equal_grids(grid: object, sources: int, targets: int) -> tuple[Grid, Grid]:
+    """(source grid, target grid) from that pair, or from the one (H, W) that both sides have."""
+    if isinstance(grid, Sequence) and not any(isinstance(g, Sequence) for g in grid):
+        grid = (grid, grid)
+    return check_grids(grid, sources, targets)

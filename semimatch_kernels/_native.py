@@ -27,7 +27,7 @@ def load(schemas: Mapping[str, str]) -> tuple[str | None, str | None]:
     """Loads what there is, once; returns why the C++ and the CUDA module are not there (None = loaded).
 
     Args:
-        schemas: op name -> schema as `library` defines it.
+        schemas: op name -> schema of the ops that the binaries implement, as `schemas` has them.
 
     Raises: ImportError when a binary was built for other schemas, that is, from another state of the sources.
     """
@@ -102,5 +102,5 @@ def _compare(module: str, built: Mapping[str, str], defined: Mapping[str, str]) 
             was, now = built.get(name, " (no such op)"), defined.get(name, " (no such op)")
             raise ImportError(
                 f"semimatch_kernels.{module} is out of date: it was built for {name}{was}, "
-                f"but semimatch_kernels/library.py defines {name}{now}; {_REBUILD}"
+                f"but semimatch_kernels/schemas.py defines {name}{now}; {_REBUILD}"
             )

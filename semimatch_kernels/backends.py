@@ -11,28 +11,36 @@ import os
 import torch
 from torch import Tensor
 
-from . import library
+from . import library, schemas
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 ENV = "SEMIMATCH_BACKEND"
 
-# The ops of the library and the backends beside the reference that implement them.
-OPS: dict[str, tuple[str, ...]] = {
-    "correlation": (),
-    "mutual_filter": (),
-    "match": ("cpu", "triton", "cuda"),
-    "match_features": (),
-    "soft_argmax": ("cpu", "triton", "cuda"),
-    "softmax_entropy": ("cpu", "triton", "cuda"),
-    "dual_softmax": (),
-    "masked_contrastive_loss": (),
-    "masked_contrastive_loss_features": (),
-    "forward_backward_mask": (),
-    "pseudo_labels": (),
-    "warp": (),
-    "warp_lookup": (),
-    "sparse_epe": (),
+#: The public ops, and the fused op behind each (None: made of PyTorch's own ops).
+_BEHIND: dict[str, str | None] = {
+    "correlation": "correlation",
+    "mutual_filter": "mutual_filter",
+    "mutual_mask": None,
+    "match": "match",
+    "match_features": "match_features",
+    "soft_argmax": "match",
+    "soft_argmax with a window": "soft_argmax",
+    "soft_argmax_features": "soft_argmax_features",
+    "softmax_entropy": "match",
+    "softmax_entropy_features": "match_features",
+    "dual_softmax": "dual_softmax",
+    "dual_softmax_features": "match_features",
+    "masked_contrastive_loss": "masked_contrastive_loss",
+    "masked_contrastive_loss_features": "masked_contrastive_loss_features",
+    "forward_backward_mask": "forward_backward_mask",
+    "pseudo_labels": "pseudo_labels",
+    "warp": None,
+    "warp_lookup": None,
+    "sparse_epe": None,
 }
+
+#: The backends beside the reference that implement each.
+OPS: dict[str, tuple[str, ...]] = {name: () if op is None else schemas.OPS[op].backends for name, op in _BEHIND.items()}
 
 # Order in which "auto" looks. Triton before CUDA: its kernels are checked value by value in the interpreter.
 _AUTO = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from . import _checks
+from . import _checks, library
 from .backends import choose
-from .reference import warp as _reference
 
 __all__ = ["warp", "warp_lookup"]
 
@@ -29,7 +27,10 @@ def warp(
     image: Tensor, theta: Tensor, kind: str = "affine_tps", interpolation: str = "bilinear", protocol: str = "clean",
     *, backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Resample ``image`` where the map of each output pixel points.
+    r"""Resample ``image`` where the map of each output pixel points.
+
+    :math:`I'(x) = I(A(\phi(x)))`, with A the affine map, :math:`\phi` the thin-plate spline with the kernel
+    :math:`U(r) = r^2 \ln r^2` on 3 x 3 control points, and either left out by ``kind``.
 
     Args:
         image: [B,C,H,W] floating.
@@ -41,19 +42,30 @@ def warp(
         protocol: "clean" = one composed lookup, one alignment, so that identity parameters change nothing; "released" =
             what the release of SemiMatch does: affine and spline one after the other, the spline on a corner-aligned
             grid.
+        backend: as in `match`.
 
     Returns: (warped [B,C,H,W], 0 where not valid; valid [B,H,W] bool). Valid: the whole 2x2 support lies inside the
         image (clean nearest: the position lies inside).
-    Gradient: to ``image``. Source: spatial transformers (Jaderberg et al., 2015); Rocco et al., CVPR 2017 for the
-    spline.
+    Gradient: to ``image``, and to ``theta`` where positions vary ("bilinear"); any number of times.
+    Raises: TypeError / ValueError naming the argument; `BackendError` when the backend asked for cannot run.
+    Cost: 4 elements read (nearest: 1) and 1 written an output value, about 8 flops; the positions about 150 flops a
+        pixel for a spline, in float64. "released" with both maps resamples twice.
+    Called: the strong view and its masks in SemiMatch; GeometricTnf of NCNet and CNNGeometric.
+    Source: spatial transformers (Jaderberg et al., 2015); Rocco et al., CVPR 2017, for the spline.
+
+    Example:
+        >>> image, identity = torch.rand(1, 3, 8, 8), torch.tensor([[1.0, 0, 0, 0, 1, 0]])
+        >>> warped, valid = smk.warp(image, identity, kind="affine")
+        >>> torch.allclose(warped, image), bool(valid.all())
+        (True, True)
     """
     if not isinstance(image, Tensor) or image.dim() != 4 or image.dtype not in _checks.FLOATS:
         raise TypeError(f"image: expected floating [B,C,H,W], got {_checks.describe(image)}")
     _checks.check_choice(interpolation, "interpolation", ("bilinear", "nearest"))
     _check_theta(theta, image.shape[0], kind, protocol)
     _checks.check_device(theta, "theta", image, "image")
-    choose("warp", backend, image)
-    return _reference.warp(image, theta, kind, interpolation, protocol == "released")
+    chosen = choose("warp", backend, image)
+    return library.run("warp", chosen, image, theta, kind, interpolation, protocol == "released")
 
 
 def warp_lookup(
@@ -64,13 +76,25 @@ def warp_lookup(
     *,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The nearest-neighbour `warp` of a grid of cells as indices, to move labels, scores and masks.
+    r"""The nearest-neighbour `warp` of a grid of cells as indices, to move labels, scores and masks.
 
-    Args: theta, kind, protocol as in `warp`; grid: (H, W).
-    Returns: (cell [B,H*W] int64 that each output cell reads, 0 where invalid; valid [B,H*W] bool). No gradient.
+    The cell nearest to :math:`A(\phi(x))` for each cell centre x, with A and :math:`\phi` as in `warp`.
+
+    Args:
+        theta, kind, protocol: as in `warp`. grid: (H, W). backend: as in `match`.
+
+    Returns: (cell [B,H*W] int64 that each output cell reads, 0 where invalid; valid [B,H*W] bool).
+    Gradient: none. Raises: as `warp`.
+    Cost: the positions of H*W cells (flops as in `warp`); 9 bytes written a cell.
+    Called: moves pseudo labels to the frame of the strong view in SemiMatch, where the release warps the whole
+        correlation. Source: as `warp`.
+
+    Example:
+        >>> flip = torch.tensor([[-1.0, 0, 0, 0, 1, 0]])  # left and right
+        >>> smk.warp_lookup(flip, (1, 4), kind="affine")[0]
+        tensor([[3, 2, 1, 0]])
     """
     _check_theta(theta, None, kind, protocol)
     height, width = _checks.check_grid(grid, None)
-    choose("warp_lookup", backend, theta)
-    with torch.no_grad():
-        return _reference.warp_lookup(theta, (height, width), kind, protocol == "released")
+    chosen = choose("warp_lookup", backend, theta)
+    return library.run("warp_lookup", chosen, theta.detach(), (height, width), kind, protocol == "released")

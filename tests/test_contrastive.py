@@ -148,7 +148,8 @@ BAD = [
     (dict(weight=torch.zeros(B)), ValueError, "weight: expected shape"),
     (dict(mask=torch.zeros(B, T)), TypeError, "mask: expected dtype torch.bool"),
     (dict(reduction="avg"), ValueError, "reduction: expected one of 'none', 'sum', 'mean'"),
-    (dict(per="both"), ValueError, "per: expected one of 'target', 'source'"),
+    (dict(per="row"), ValueError, "per: expected one of 'target', 'source', 'both'"),
+    (dict(per="both"), TypeError, "labels: expected a pair"),
 ]
 
 

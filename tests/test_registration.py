@@ -1,129 +1,148 @@
-"""The fused ops as PyTorch sees them: opcheck, one graph under torch.compile, autocast, double backward."""
+"""The fused ops as PyTorch sees them: opcheck, vmap, autocast, double backward, for every op of every backend."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-import torch._dynamo.testing
+from op_cases import CASES, DTYPES, LAYOUTS, available, leaves, make, summed
 
-import semimatch_kernels as smk
-from semimatch_kernels import library
+from semimatch_kernels import library, schemas
+from semimatch_kernels.schemas import COMPOSITES, OPS
 
-GRIDS = ((2, 3), (2, 2))
-
-
-def _variants():
-    reasons = {
-        "": library.CPU_REASON,
-        "_triton": library.TRITON_REASON
-        or (None if library.TRITON_INTERPRET else "on the CPU it needs TRITON_INTERPRET=1"),
-    }
-    return [
-        pytest.param(suffix, id=name, marks=pytest.mark.skipif(reason is not None, reason=str(reason)))
-        for name, (suffix, reason) in zip(("native", "triton"), reasons.items(), strict=True)
-    ]
+UTILITIES = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
-def _layout(layout, dtype):
-    base = torch.randn(2, 6, 4, dtype=torch.float64).to(dtype)
-    return {
-        "contiguous": base,
-        "transposed": base.transpose(1, 2).contiguous().transpose(1, 2),
-        "sliced": torch.randn(2, 6, 9, dtype=torch.float64).to(dtype)[:, :, 2:6],
-        "expanded": base[:1].expand(2, -1, -1),
-        "empty": base[:0],
-    }[layout]
+def _op(qualified):
+    return getattr(library.ops, qualified).default
 
 
-@pytest.mark.parametrize("suffix", _variants())
+def test_every_op_has_a_case():
+    assert {case.op for case in CASES.values()} == {n for n in OPS if not n.endswith("_backward")} | set(COMPOSITES)
+
+
 @pytest.mark.parametrize("grad", [False, True], ids=["no grad", "grad"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced", "expanded", "empty"])
-def test_opcheck(suffix, grad, dtype, layout):
-    corr = _layout(layout, dtype).requires_grad_(grad)
-    torch.library.opcheck(getattr(library.ops, f"match{suffix}"), (corr, GRIDS[0], 0.3))
-    torch.library.opcheck(getattr(library.ops, f"match_both{suffix}"), (corr, *GRIDS, 0.3))
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("case", "qualified"), available())
+def test_opcheck(case, qualified, dtype, layout, grad):
+    """The four utilities: the schema tells the truth, autograd is registered, the fake kernel agrees in shape, dtype
+    and strides, and the op traces under AOTAutograd with dynamic shapes."""
+    torch.library.opcheck(_op(qualified), make(case, dtype, layout, grad), test_utils=UTILITIES)
 
 
-@pytest.mark.parametrize("suffix", _variants())
-def test_opcheck_of_the_backwards(suffix):
-    corr = _layout("transposed", torch.float32)
-    one = getattr(library.ops, f"match{suffix}")(corr, GRIDS[0], 0.3)
-    both = getattr(library.ops, f"match_both{suffix}")(corr, *GRIDS, 0.3)
-    utilities = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(
-        getattr(library.ops, f"match_backward{suffix}"),
-        (corr, GRIDS[0], 0.3, *one, torch.randn_like(one[0]), None, torch.ones(()).expand_as(one[2]), None),
-        test_utils=utilities,
-    )
-    torch.library.opcheck(
-        getattr(library.ops, f"match_both_backward{suffix}"),
-        (
-            corr,
-            *GRIDS,
-            0.3,
-            *both,
-            None,
-            torch.randn_like(both[1]),
-            None,
-            None,
-            torch.randn_like(both[5]),
-            *[None] * 3,
-        ),
-        test_utils=utilities,
-    )
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("case", "qualified"), available(differentiable=True))
+def test_opcheck_of_the_backward(case, qualified, layout):
+    """The same for the op's gradient, as autograd calls it: with an expanded gradient for every second result and none
+    for one of several."""
+    op, args = CASES[case], make(case, torch.float32, layout, False)
+    spec = OPS[op.op]
+    outputs = _op(qualified)(*args)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    grads = [torch.ones((), dtype=outputs[i].dtype).expand_as(outputs[i]) for i in spec.outputs]
+    grads[::2] = [torch.randn_like(g) for g in grads[::2]]
+    if len(grads) > 1:
+        grads[1] = None
+    backward = qualified.replace(op.op, f"{op.op}_backward", 1)
+    utilities = tuple(u for u in UTILITIES if u != "test_autograd_registration")
+    torch.library.opcheck(_op(backward), (*args, *(outputs[i] for i in spec.saved), *grads), test_utils=utilities)
 
 
-@pytest.mark.parametrize("suffix", _variants())
-@pytest.mark.parametrize("per", ["target", "source", "both"])
-def test_compiles_to_one_graph(suffix, per):
-    """fullgraph forward and backward, same numbers as eager, and one compilation for every batch size and number of
-    cells on the other side. The grid is a constant of the graph, and with it the side that is reduced over."""
-    backend = "triton" if suffix else "cpu"
-    torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    grid = {"target": (2, 3), "source": (2, 2), "both": ((2, 3), (2, 2))}[per]
-
-    def loss(corr):
-        out = smk.match(corr, grid, 0.3, per, backend=backend)
-        return sum(m.coords.square().sum() + m.entropy.sum() for m in (out if per == "both" else (out,)))
-
-    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=counter)
-    for batch, more in ((2, 0), (3, 1), (5, 4)):
-        corr = torch.randn(batch, 6 + more * (per == "source"), 4 + more * (per == "target"))
-        leaves = [corr.clone().requires_grad_() for _ in range(2)]
-        values = [f(leaf) for f, leaf in zip((loss, compiled), leaves, strict=True)]
-        torch.testing.assert_close(values[0], values[1])
-        for value in values:
-            value.backward()
-        torch.testing.assert_close(leaves[0].grad, leaves[1].grad)
-    assert counter.frame_count == 1, f"compiled {counter.frame_count} times"
+@pytest.mark.parametrize(("case", "qualified"), available(differentiable=True))
+def test_gradients_of_every_shape_arrive(case, qualified):
+    """The gradient of ``.sum()`` (expanded, stride 0) and of a transposed result, against autograd through the plain
+    definition."""
+    args = make(case, torch.float64, "contiguous", True)
+    definition = library.definition(CASES[case].op)
+    grads = []
+    for run in (_op(qualified), definition):
+        loss = summed(case, run(*args), lambda o: o.sum() + (o.transpose(0, -1) ** 2).sum() if o.dim() else o)
+        grads.append(torch.autograd.grad(loss, leaves(args)))
+    for ours, truth in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("suffix", _variants())
-def test_autocast_changes_nothing(suffix):
-    """The op computes in float32 or wider whatever the input: under autocast it gives the same numbers."""
-    backend = "triton" if suffix else "cpu"
-    for dtype in (torch.float32, torch.bfloat16):
-        corr = torch.randn(2, 6, 4, dtype=dtype, requires_grad=True)
-        outside = smk.match(corr, (2, 3), backend=backend)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            inside = smk.match(corr, (2, 3), backend=backend)
-            reference = smk.match(corr, (2, 3), backend="reference")
-        for a, b, c in zip(outside, inside, reference, strict=True):
-            assert torch.equal(a, b)
-            assert a.dtype == c.dtype
+@pytest.mark.parametrize("in_dims", ["first", "last"])
+@pytest.mark.parametrize(("case", "qualified"), available())
+def test_vmap(case, qualified, in_dims):
+    """vmap over a new dimension, of the first tensor alone or of all of them, equals a loop; gradients too."""
+    args = make(case, torch.float64, "contiguous", False)
+    tensors = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
+    if not tensors:  # lists of levels
+        tensors = [0, 1]
+    mapped = tensors[:1] if in_dims == "first" else tensors
+    size, dim = 3, 0 if in_dims == "first" else -1
+
+    def varied(value, k):
+        if isinstance(value, list):
+            return [varied(v, k) for v in value]
+        return value + 0.1 * k if value.is_floating_point() else value
+
+    samples = [[varied(a, k) if i in mapped else a for i, a in enumerate(args)] for k in range(size)]
+
+    def stack(values):
+        if isinstance(values[0], list):
+            return [stack(v) for v in zip(*values, strict=True)]
+        return torch.stack(values, dim).requires_grad_(values[0].is_floating_point())
+
+    stacked = [stack([s[i] for s in samples]) if i in mapped else a for i, a in enumerate(args)]
+    op = _op(qualified)
+    out = torch.vmap(op, in_dims=tuple(dim if i in mapped else None for i in range(len(args))))(*stacked)
+    loops = [op(*s) for s in samples]
+    as_tuple = [o if isinstance(o, tuple) else (o,) for o in (out, *loops)]
+    for i, result in enumerate(as_tuple[0]):
+        torch.testing.assert_close(result, torch.stack([loop[i] for loop in as_tuple[1:]]))
+    if CASES[case].op in OPS and not OPS[CASES[case].op].inputs:
+        return
+    inputs = leaves(stacked)
+    total = summed(case, out)
+    if not total.requires_grad:
+        return
+    grads = torch.autograd.grad(total, inputs, allow_unused=True)
+    for k, sample in enumerate(samples):
+        fresh = [
+            a if i not in mapped
+            else [t.clone().requires_grad_() for t in a] if isinstance(a, list)
+            else a.clone().requires_grad_(a.is_floating_point())
+            for i, a in enumerate(sample)
+        ]  # fmt: skip
+        expected = torch.autograd.grad(summed(case, op(*fresh)), leaves(fresh), allow_unused=True)
+        for ours, truth in zip(grads, expected, strict=True):
+            assert (ours is None) == (truth is None)
+            if truth is not None:
+                torch.testing.assert_close(ours.select(dim, k), truth)
 
 
-@pytest.mark.parametrize("suffix", _variants())
-def test_double_backward_says_what_to_do(suffix):
-    backend = "triton" if suffix else "cpu"
-    corr = torch.randn(1, 6, 4, requires_grad=True)
-    (grad,) = torch.autograd.grad(smk.match(corr, (2, 3), backend=backend).coords.sum(), corr, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"double backward.*backend='reference'"):
-        grad.sum().backward()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("case", "qualified"), available())
+def test_autocast_changes_nothing(case, qualified, dtype):
+    """The autocast rule: inputs as they are, sums in float32 or wider, so the same bits inside and outside."""
+    args = make(case, dtype, "contiguous", False)
+    outside = _op(qualified)(*args)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = _op(qualified)(*args)
+    for a, b in zip(*([o] if isinstance(o, torch.Tensor) else o for o in (outside, inside)), strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
 
 
-def test_double_backward_in_the_reference():
-    corr = torch.randn(1, 6, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda c: smk.match(c, (2, 3), 1.0, backend="reference").coords, (corr,))
+@pytest.mark.parametrize(("case", "qualified"), available(differentiable=True))
+def test_double_backward_says_what_to_do(case, qualified):
+    args = make(case, torch.float32, "contiguous", True)
+    grad = torch.autograd.grad(summed(case, _op(qualified)(*args)), leaves(args), create_graph=True)[0]
+    with pytest.raises(RuntimeError, match=rf"double backward.*reference\.\w+\.{CASES[case].op} instead"):
+        grad.square().sum().backward()
+
+
+@pytest.mark.parametrize("case", [name for name, case in CASES.items() if case.op in OPS and OPS[case.op].inputs])
+def test_the_plain_definition_is_differentiable_twice(case):
+    args = make(case, torch.float64, "contiguous", True)
+    total = summed(case, library.definition(CASES[case].op)(*args))
+    grads = torch.autograd.grad(total, leaves(args), create_graph=True)
+    again = torch.autograd.grad(sum(g.square().sum() for g in grads), leaves(args))
+    assert all(g.isfinite().all() for g in again) and any(g.abs().max() > 0 for g in again)
+
+
+def test_names_of_the_ops():
+    for name, op in schemas.OPS.items():
+        for backend in ("reference", *op.backends):
+            assert str(_op(schemas.backend_name(name, backend))._schema).startswith(f"semimatch_kernels::{name}")

@@ -4,34 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from .._checks import accumulate_dtype
-from .correlation import correlate, normalized
-
-
-def cell_losses(corr: Tensor, labels: Tensor, temperature: float, weight: Tensor | None, keep: Tensor) -> Tensor:
-    """Weighted cross-entropy [B,T] of ``corr`` [B,S,T] in the accumulate dtype, exactly 0 (and gradient 0) where not
-    ``keep``."""
-    x = corr.to(accumulate_dtype(corr.dtype)) / temperature
-    x = torch.where(
-        keep[:, None], x, 0
-    )  # so that a non-finite score of a dropped cell reaches neither loss nor gradient
-    cells = corr.shape[1]
-    positive = x.gather(1, labels.clamp(0, cells - 1)[:, None]).squeeze(1)
-    loss = x.logsumexp(1) - positive
-    loss = torch.where(labels >= cells, torch.nan, loss)  # a label that names no cell must not pass as a number
-    if weight is not None:
-        loss = loss * weight.detach().to(loss.dtype)
-    return torch.where(keep, loss, 0)
-
-
-def reduce(losses: Tensor, keep: Tensor, reduction: str) -> Tensor:
-    """``losses`` [B,T] as they are, summed, or summed and divided by the number of kept cells (0 if there is none)."""
-    if reduction == "none":
-        return losses
-    total = losses.sum()
-    return total if reduction == "sum" else total / keep.sum().clamp(min=1)
 
 
 def kept(labels: Tensor, mask: Tensor | None) -> Tensor:
@@ -39,17 +13,67 @@ def kept(labels: Tensor, mask: Tensor | None) -> Tensor:
     return labels >= 0 if mask is None else mask & (labels >= 0)
 
 
-def masked_contrastive_loss_features(
-    src: Tensor, trg: Tensor, labels: Tensor, temperature: float, weight: Tensor | None, keep: Tensor,
-    normalize: bool, eps: float, chunk: int = 1024,
+def smoothed(labels: Tensor, cells: int, width: int, sigma: float, radius: int, dtype: torch.dtype) -> Tensor:
+    """The distribution over ``cells`` that each label [B,T] asks for, [B,cells,T]: a Gaussian of ``sigma`` cells on the
+    square of ``radius`` round the label, inside the grid of ``width`` columns, normalised."""
+    cell, label = torch.arange(cells, device=labels.device)[:, None], labels[:, None].clamp(0, cells - 1)
+    dx = cell % width - label % width
+    dy = torch.div(cell, width, rounding_mode="floor") - torch.div(label, width, rounding_mode="floor")
+    inside = (dx.abs() <= radius) & (dy.abs() <= radius)
+    q = torch.exp(-(dx * dx + dy * dy).to(dtype) / (2 * sigma * sigma)) * inside
+    return q / q.sum(1, keepdim=True)
+
+
+def _scores(corr: Tensor, keep: Tensor, temperature: float) -> Tensor:
+    # Zero outside the mask, so that a non-finite score of a dropped cell reaches neither loss nor gradient.
+    return torch.where(keep[:, None], corr.to(accumulate_dtype(corr.dtype)), 0) / temperature
+
+
+def masked_contrastive_loss(
+    corr: Tensor, labels: Tensor, weight: Tensor | None, mask: Tensor | None, temperature: float, reduction: str,
+    width: int, sigma: float, radius: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Loss [B,T] or its "sum" or "mean" over the cells that count, of ``corr`` [B,S,T]; the log-sum-exp [B,T] of the
+    scores divided by the temperature (0 outside the mask); the number of cells that count."""
+    keep = kept(labels, mask)
+    x = _scores(corr, keep, temperature)
+    logsumexp = x.logsumexp(1)
+    if sigma == 0:
+        positive = x.gather(1, labels.clamp(0, corr.shape[1] - 1)[:, None]).squeeze(1)
+    else:  # a score of -inf with goal 0 has no say: 0 * -inf must not be formed
+        q = smoothed(labels, corr.shape[1], width, sigma, radius, x.dtype)
+        positive = (q * x.masked_fill(q == 0, 0)).sum(1)
+    loss = torch.where(positive == -torch.inf, torch.inf, logsumexp - positive)
+    # A label that names no cell must not pass as a number, in the gradient neither.
+    loss = loss * torch.where(labels >= corr.shape[1], torch.nan, 1)
+    if weight is not None:
+        loss = loss * weight.detach().to(loss.dtype)
+    loss, count = torch.where(keep, loss, 0), keep.sum()
+    if reduction != "none":
+        loss = loss.sum()
+    if reduction == "mean":
+        loss = loss / count.clamp(min=1)
+    return loss, torch.where(keep, logsumexp, 0), count
+
+
+def masked_contrastive_loss_backward(
+    corr: Tensor, labels: Tensor, weight: Tensor | None, mask: Tensor | None, temperature: float, reduction: str,
+    width: int, sigma: float, radius: int, logsumexp: Tensor, count: Tensor, grad: Tensor,
 ) -> Tensor:  # fmt: skip
-    """`cell_losses` of the correlation of ``src`` [B,C,S] and ``trg`` [B,C,T], ``chunk`` target cells at a time."""
-    if normalize:
-        src, trg = normalized(src, eps), normalized(trg, eps)
-
-    def block(source: Tensor, target: Tensor, part: slice) -> Tensor:
-        part_weight = None if weight is None else weight[:, part]
-        return cell_losses(correlate(source, target), labels[:, part], temperature, part_weight, keep[:, part])
-
-    slices = [slice(start, start + chunk) for start in range(0, trg.shape[2], chunk)]
-    return torch.cat([checkpoint(block, src, trg[:, :, s], s, use_reentrant=False) for s in slices], 1)
+    """Gradient by ``corr``: weight (p - goal) / temperature for the cells that count, 0 elsewhere; ``grad`` [B,T] or
+    a scalar."""
+    keep = kept(labels, mask)
+    x = _scores(corr, keep, temperature)
+    out = (x - logsumexp.masked_fill(logsumexp == -torch.inf, 0)[:, None]).exp()
+    if sigma == 0:
+        label = labels.clamp(0, corr.shape[1] - 1)[:, None]
+        out.scatter_add_(1, label, torch.full_like(label, -1, dtype=out.dtype))
+    else:
+        out -= smoothed(labels, corr.shape[1], width, sigma, radius, x.dtype)
+    out.masked_fill_((labels >= corr.shape[1])[:, None], torch.nan)
+    factor = grad / count.clamp(min=1) if reduction == "mean" else grad
+    if weight is not None:
+        factor = factor * weight.to(x.dtype)
+    factor = torch.where(keep, factor, 0)[:, None] / temperature
+    # Not a product with 0: what was not kept may be NaN.
+    return torch.where(keep[:, None], out * factor, 0).to(corr.dtype)

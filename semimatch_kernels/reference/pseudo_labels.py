@@ -21,12 +21,14 @@ def inside_box(index: Tensor, grid: Grid, box: Tensor) -> Tensor:
 def pseudo_labels(
     corr: Tensor, source_grid: Grid, target_grid: Grid, temperature: float, threshold: float, uncertainty: float,
     src_box: Tensor | None, trg_box: Tensor | None, forward_backward: bool,
-    alpha1: float, alpha2: float, sampling: str, entropy_eps: float,
+    alpha1: float, alpha2: float, sampling: str, entropy_eps: float, cell: Tensor | None, valid: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Labels int64, weight, mask bool, score and entropy, each [B,T], of ``corr`` [B,S,T]."""
+    """Labels int64, weight, mask bool, score and entropy, each [B,T], of ``corr`` [B,S,T]; read at ``cell`` [B,T] where
+    ``valid``, if given."""
     _, score, entropy, logsumexp, labels = match(corr, source_grid, temperature)
     if entropy_eps:  # the release adds a small number to each probability
-        p = (corr.to(logsumexp.dtype) / temperature - logsumexp[:, None]).exp() + entropy_eps
+        finite = logsumexp.masked_fill(logsumexp == -torch.inf, 0)  # of a cell with no admissible match
+        p = (corr.to(logsumexp.dtype) / temperature - finite[:, None]).exp() + entropy_eps
         entropy = -(p * p.log()).sum(1)
     mask = score >= threshold
     if src_box is not None:
@@ -36,4 +38,8 @@ def pseudo_labels(
     if forward_backward:
         index_source = corr.argmax(2)
         mask = mask & forward_backward_mask(labels, index_source, target_grid, source_grid, alpha1, alpha2, sampling)
-    return labels, torch.exp(-uncertainty * entropy), mask, score, entropy
+    weight = torch.exp(-uncertainty * entropy)
+    if cell is None:
+        return labels, weight, mask, score, entropy
+    labels, weight, mask, score, entropy = (v.gather(1, cell) for v in (labels, weight, mask, score, entropy))
+    return torch.where(valid, labels, -1), weight, mask & valid, score, entropy

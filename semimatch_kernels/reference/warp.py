@@ -97,6 +97,11 @@ def _stages(theta: Tensor, size: Grid, kind: str, released: bool) -> list[Tensor
 
 def warp(image: Tensor, theta: Tensor, kind: str, interpolation: str, released: bool) -> tuple[Tensor, Tensor]:
     """``image`` [B,C,H,W] warped, zero where not valid, and the validity [B,H,W]."""
+    with torch.autocast(image.device.type, enabled=False):
+        return _warp(image, theta, kind, interpolation, released)
+
+
+def _warp(image: Tensor, theta: Tensor, kind: str, interpolation: str, released: bool) -> tuple[Tensor, Tensor]:
     size = (image.shape[2], image.shape[3])
     valid = torch.ones(image.shape[0], 1, *size, dtype=image.dtype, device=image.device)
     for positions in _stages(theta, size, kind, released):
@@ -116,9 +121,10 @@ def warp_lookup(theta: Tensor, grid: Grid, kind: str, released: bool) -> tuple[T
     cell = torch.arange(height * width, device=theta.device).expand(batch, -1)
     valid = torch.ones_like(cell, dtype=torch.bool)
     for positions in _stages(theta, grid, kind, released):
-        pixel = ((positions + 1) * torch.tensor([width, height], device=theta.device) - 1) / 2
-        nearest = pixel.round().long()  # half to even, as the sampler rounds
-        read_x, read_y = nearest[..., 0].clamp(0, width - 1), nearest[..., 1].clamp(0, height - 1)
+        # half to even, as the sampler rounds
+        read_x, read_y = (
+            (((positions[..., i] + 1) * n - 1) / 2).round().long().clamp(0, n - 1) for i, n in ((0, width), (1, height))
+        )
         read = (read_y * width + read_x).flatten(1)
         if released:  # the bilinear support must lie inside, in nearest mode too
             ones = torch.ones(batch, 1, height, width, device=theta.device)
