@@ -73,11 +73,52 @@ def test_theta_stays_in_its_ranges():
 
 def test_theta_from_the_recorded_draws(golden, monkeypatch):
     for name, c in golden("u10_augment", "t").items():
-        if name == "tstat" or c.mode != "afftps":
+        if name == "tstat":
             continue
-        monkeypatch.setattr(augment, "uniform", lambda generator, *shape, draws=c.uniform_draws: draws.float()[None])
+        part = {"aff": slice(0, 6), "tps": slice(6, 24), "afftps": slice(0, 24)}[c.mode]
+        draws = torch.zeros(1, 24)
+        draws[0, part] = c.uniform_draws.float()
+        monkeypatch.setattr(augment, "uniform", lambda generator, *shape, draws=draws: draws)
         theta = augment.random_theta(1, c.aug_tps_scaling, _generator())
-        torch.testing.assert_close(theta[0], c.theta.float(), atol=1e-6, rtol=0, msg=name)
+        torch.testing.assert_close(theta[0, part], c.theta.float(), atol=1e-6, rtol=0, msg=name)
+
+
+def test_theta_has_the_recorded_range(golden):
+    recorded = golden("u10_augment", "tstat")["tstat"]
+    theta = augment.random_theta(recorded.n, 0.4, _generator()).double()
+    # Of n uniform draws the ends lie about 1/n of the range apart, the means about 1/sqrt(n). The matrix (0, 1, 3, 4) is
+    # of four draws, whose common extreme is rarer: n^(1/4) of them.
+    extent = (recorded.theta_max - recorded.theta_min).amax()
+    for value, expected in ((theta.amin(0), recorded.theta_min), (theta.amax(0), recorded.theta_max)):
+        gap = (value - expected).abs()
+        assert gap[[0, 1, 3, 4]].max() < extent * recorded.n**-0.25
+        assert gap[[2, *range(5, 24)]].max() < 20 * extent / recorded.n
+    torch.testing.assert_close(theta.mean(0), recorded.theta_mean, atol=4 * extent.item() / recorded.n**0.5, rtol=0)
+
+
+def test_keyout_of_the_recorded_draws(golden):
+    for name, c in golden("u10_augment", "o").items():
+        points = c.kps.transpose(1, 2)
+        side, chosen = torch.zeros(points.shape[:2]), torch.zeros(points.shape[:2], dtype=torch.bool)
+        valid = torch.arange(points.shape[1]) < c.n_pts[:, None]
+        side[valid], chosen[valid] = c.size_draws.float(), c.uniform_draws <= c.p
+        mask = augment.squares(points, side, chosen, c.image.shape[-1], released=True)
+        assert torch.equal(mask, c.out), name
+        if name != "o3":  # ours does not wrap round: the one case that has a square beyond the border
+            assert torch.equal(augment.squares(points, side, chosen, c.image.shape[-1]), c.out), name
+
+
+def test_points_of_the_recorded_crops(golden):
+    for name, c in golden("u10_augment", "r").items():
+        height, width = c.image_hw.tolist()
+        low, high = torch.zeros(1, 2), torch.tensor([[width, height]])
+        if c.cropped:
+            left, top, bottom, right = c.draws[1:, 2].float()
+            low, high = torch.stack([left, top])[None], torch.stack([right, bottom])[None]
+        moved = augment.points_in_crop(c.kps.T[None], low, high, 256)[0].T
+        if c.cropped:  # the release clamps, padding included
+            moved = moved.clamp(0, 255)
+        torch.testing.assert_close(moved, c.out_kps, atol=1e-4, rtol=0, msg=name)
 
 
 def test_warped_labels_follow_the_warped_picture():

@@ -41,7 +41,6 @@ def crop(image: Tensor, points: Tensor, box: Tensor, p: float, generator: Genera
     high = far + (size - far) * draws[:, 2:4]
     cropped = (draws[:, 4] < p) & (high - low > 1).all(1)
     low, high = torch.where(cropped[:, None], low, 0.0), torch.where(cropped[:, None], high, float(size))
-    scale = size / (high - low)  # [B,2]
     centres = (torch.arange(size, device=points.device) + 0.5) / size  # output pixel centres as fractions
     read = low[:, None] + centres[None, :, None] * (high - low)[:, None]  # [B,S,2] in px of the input
     position = 2 * read / size - 1
@@ -55,9 +54,14 @@ def crop(image: Tensor, points: Tensor, box: Tensor, p: float, generator: Genera
     resampled = grid_sample(image.float(), grid, padding_mode="border", align_corners=False)
     moved = resampled.round().to(torch.uint8)
     image = torch.where(cropped[:, None, None, None], moved, image)
-    points = (points - low[:, None]) * scale[:, None]
-    box = ((box.unflatten(1, (2, 2)) - low[:, None]) * scale[:, None]).flatten(1)
+    points = points_in_crop(points, low, high, size)
+    box = points_in_crop(box.unflatten(1, (2, 2)), low, high, size).flatten(1)
     return image, points, box
+
+
+def points_in_crop(points: Tensor, low: Tensor, high: Tensor, size: int) -> Tensor:
+    """``points`` [B,P,2] px in the frame of the crop from ``low`` to ``high`` [B,2] that is stretched to ``size``."""
+    return (points - low[:, None]) * (size / (high - low))[:, None]
 
 
 def crop_batch(batch: Batch, p: float, generator: Generator) -> Batch:
@@ -138,10 +142,22 @@ def keyout_mask(
     draws = uniform(generator, *points.shape[:2], 2).to(points)
     larger = (box[:, 2:] - box[:, :2]).amax(1)  # [B]
     side = (larger[:, None] * (sides[0] + (sides[1] - sides[0]) * draws[..., 1])).floor()  # [B,P]
-    start = (points - (side / 2).floor()[..., None]).floor()[..., None]  # [B,P,2,1]
+    return squares(points, side, (draws[..., 0] < p) & valid, size)
+
+
+def squares(points: Tensor, side: Tensor, chosen: Tensor, size: int, released: bool = False) -> Tensor:
+    """Pixels [B,S,S] bool in the squares of ``side`` [B,P] whole px round the ``points`` [B,P,2] that are ``chosen``
+    [B,P], cut at the border.
+
+    released: as the release of SemiMatch cuts them, where an end below 0 counts from the far border.
+    """
+    start = points.trunc() if released else points.floor()
+    start = (start - (side / 2).floor()[..., None])[..., None]  # [B,P,2,1]
+    end = start + side[..., None, None]
+    if released:
+        end = torch.where(end < 0, end + size, end)
     pixel = torch.arange(size, device=points.device)
-    covered = (pixel >= start) & (pixel < start + side[..., None, None])  # [B,P,2,S]
-    chosen = (draws[..., 0] < p) & valid
+    covered = (pixel >= start) & (pixel < end)  # [B,P,2,S]
     return (covered[:, :, 1, :, None] & covered[:, :, 0, None, :] & chosen[..., None, None]).any(1)
 
 
