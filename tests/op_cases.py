@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from semimatch_kernels import library
+from semimatch_kernels._checks import accumulate_dtype
 from semimatch_kernels.schemas import COMPOSITES, OPS, backend_name
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -98,7 +99,7 @@ CASES: dict[str, Case] = {
         "correlation", lambda m: _levels(m, "clamped", 1e-3, "channels", True, 3, torch.float64)
     ),
     "correlation, added, squared": Case(
-        "correlation", lambda m: _levels(m, "added", 1e-3, "sqrt_channels", False, 2, torch.float32)
+        "correlation", lambda m: _levels(m, "added", 1e-3, "sqrt_channels", False, 2, accumulate_dtype(m.dtype))
     ),
     "mutual_filter": Case("mutual_filter", lambda m: (m.floats(S, T), None)),
     "mutual_filter, eps, levels": Case("mutual_filter", lambda m: (m.floats(2, S, T), 1e-5)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from torch.nn.functional import grid_sample
 
 import semimatch_kernels as smk

@@ -125,18 +125,6 @@ def test_gradient_of_each_output_alone_and_expanded(backend, per, only):
     assert_as_good_as(f"gradient of {only}", *grads)
 
 
-def test_gradcheck(backend):
-    _skip_dtype(backend, torch.float64)
-    corr = torch.randn(2, 6, 4, dtype=torch.float64, device=_device(backend), requires_grad=True)
-
-    def outputs(c):
-        both = smk.match(c, ((2, 3), (2, 2)), 0.7, "both", backend=backend)
-        one = smk.match(c, (2, 3), 0.7, backend=backend)
-        return tuple(getattr(m, f) for m in (*both, one) for f in FLOATS)
-
-    assert torch.autograd.gradcheck(outputs, (corr,))
-
-
 @pytest.mark.parametrize("per", PER)
 def test_large_scores_and_common_offset(backend, per):
     """Scores of a few hundred units after the temperature, around a large offset: no overflow, no lost digits."""

@@ -86,8 +86,8 @@ def test_theta_from_the_recorded_draws(golden, monkeypatch):
 def test_theta_has_the_recorded_range(golden):
     recorded = golden("u10_augment", "tstat")["tstat"]
     theta = augment.random_theta(recorded.n, 0.4, _generator()).double()
-    # Of n uniform draws the ends lie about 1/n of the range apart, the means about 1/sqrt(n). The matrix (0, 1, 3, 4) is
-    # of four draws, whose common extreme is rarer: n^(1/4) of them.
+    # Of n uniform draws the ends lie about 1/n of the range apart, the means about 1/sqrt(n). The matrix (0, 1, 3, 4)
+    # is of four draws, whose common extreme is rarer: n^(1/4) of them.
     extent = (recorded.theta_max - recorded.theta_min).amax()
     for value, expected in ((theta.amin(0), recorded.theta_min), (theta.amax(0), recorded.theta_max)):
         gap = (value - expected).abs()
