@@ -87,37 +87,40 @@ def _triton_kernel(name: str) -> Callable:
 
 # --- autograd
 def _register_autograd(qualified: str, backward: str, op: Op) -> None:
+    arguments = getattr(ops, qualified).default._schema.arguments
+    tensors = [i for i, a in enumerate(arguments) if str(a.type) in ("Tensor", "Optional[Tensor]")]
+    lists = [i for i, a in enumerate(arguments) if str(a.type) == "List[Tensor]"]
+    constants = [i for i in range(len(arguments)) if i not in tensors and i not in lists]
+    results = len(getattr(ops, qualified).default._schema.returns)
+    without_gradient = [i for i in range(results) if i not in op.outputs]
+
     def setup_context(ctx, inputs, output) -> None:
-        outputs = output if isinstance(output, tuple) else (output,)
-        # Lists of tensors are saved flat; `lengths` says where they were.
-        tensors, lengths = [], []
-        for value in inputs:
-            is_list = isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], Tensor)
-            lengths.append(len(value) if is_list else None)
-            tensors += value if is_list else [value if isinstance(value, Tensor) else None]
-        ctx.save_for_backward(*tensors, *(outputs[i] for i in op.saved))
-        ctx.lengths = lengths
-        ctx.constants = [
-            None if isinstance(v, Tensor) or n is not None else v for v, n in zip(inputs, lengths, strict=True)
-        ]
-        ctx.mark_non_differentiable(*(t for i, t in enumerate(outputs) if i not in op.outputs))
+        outputs = (output,) if results == 1 else output
+        ctx.save_for_backward(
+            *[inputs[i] for i in tensors], *[t for i in lists for t in inputs[i]], *[outputs[i] for i in op.saved]
+        )
+        ctx.constants = [inputs[i] for i in constants]
+        ctx.lengths = [len(inputs[i]) for i in lists]
+        ctx.mark_non_differentiable(*[outputs[i] for i in without_gradient])
         ctx.set_materialize_grads(False)
 
     def gradient(ctx, *grads):
-        by_input = [None if n is None else [None] * n for n in ctx.lengths]
+        by_input = [None] * len(arguments)
+        for i, length in zip(lists, ctx.lengths, strict=True):
+            by_input[i] = [None] * length
         grads = [grads[i] for i in op.outputs]
         if all(g is None for g in grads):
             return tuple(by_input)
-        saved, args = list(ctx.saved_tensors), []
-        for constant, length in zip(ctx.constants, ctx.lengths, strict=True):
-            if length is None:
-                tensor = saved.pop(0)
-                args.append(constant if tensor is None else tensor)
-            else:
-                args.append([saved.pop(0) for _ in range(length)])
-        results = getattr(ops, backward)(*args, *saved, *grads)
-        for i, result in zip(op.inputs, results if len(op.inputs) > 1 else (results,), strict=True):
-            by_input[i] = result
+        saved, args = iter(ctx.saved_tensors), [None] * len(arguments)
+        for i in tensors:
+            args[i] = next(saved)
+        for i, length in zip(lists, ctx.lengths, strict=True):
+            args[i] = [next(saved) for _ in range(length)]
+        for i, value in zip(constants, ctx.constants, strict=True):
+            args[i] = value
+        by_argument = getattr(ops, backward).default(*args, *saved, *grads)
+        for i, value in zip(op.inputs, (by_argument,) if len(op.inputs) == 1 else by_argument, strict=True):
+            by_input[i] = value
         return tuple(by_input)
 
     torch.library.register_autograd(f"{NAMESPACE}::{qualified}", gradient, setup_context=setup_context, lib=_LIBRARY)
