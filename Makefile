@@ -1,8 +1,9 @@
 # One command each; every target sets up .venv first, which costs well under a second when nothing has changed.
-# PYTHON=python3.12 picks the interpreter, VENV=folder another environment, ARGS="-k match -x" goes to pytest.
+# PYTHON=python3.12 picks the interpreter, VENV=folder another environment, ARGS="-k match -x" goes to pytest
+# (in place of its default, all tests on up to 8 processes).
 PYTHON ?= python3
 VENV ?= .venv
-ARGS ?=
+ARGS ?= --numprocesses auto --maxprocesses 8
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help

@@ -28,11 +28,10 @@ ESSENTIAL = {"torch": OLDEST_TORCH, "numpy": (1, 26), "setuptools": (77, 0)}
 DOWNLOADING = "downloading and installing packages (the first time takes minutes)"
 # Environment variables that change what the native build produces.
 BUILD_VARIABLES = (
-    "CC",
     "CXX",
-    "CFLAGS",
     "CXXFLAGS",
     "CUDA_HOME",
+    "CUDA_PATH",
     "NVCC",
     "SEMIMATCH_CUDA",
     "TORCH_CUDA_ARCH_LIST",

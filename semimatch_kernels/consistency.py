@@ -26,8 +26,8 @@ def forward_backward_mask(
         index_target: [B,T] int64, the source cell of each target cell (`match` per "both" gives the two).
         index_source: [B,S] int64, the target cell of each source cell.
         grid: (H, W) of both sides, or (source grid, target grid). Unequal grids are compared corner to corner.
-        alpha1: share of the squared lengths of the two flows that their sum may have. alpha2: what it may have beside,
-            in squared cells.
+        alpha1: what share of the squared lengths of f and b the squared length of f + b may be.
+        alpha2: what it may be beyond that, in squared cells.
         sampling: "gather" reads b in the cell where f lands; "bilinear" samples it as the release of SemiMatch does
             (cell-centred reading of corner-aligned positions, zero padding).
         per: "target" -> mask of the target cells, "source" -> of the source cells.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from . import _checks, library
@@ -46,7 +45,6 @@ def sparse_epe(
     if mask is None:
         mask = (target != 0).any(1)
     _checks.check_device(target, "target", flow, "flow")
-    _checks.check_device(mask, "mask", flow, "flow")
-    _checks.check_shape(mask, "mask", (flow.shape[0], *flow.shape[2:]), (torch.bool,))
+    _checks.check_mask(mask, "mask", (flow.shape[0], *flow.shape[2:]), flow, "flow")
     _checks.check_choice(reduction, "reduction", _checks.REDUCTIONS)
     return library.run("sparse_epe", choose("sparse_epe", backend, flow), flow, target.detach(), mask, reduction)

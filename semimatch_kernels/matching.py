@@ -67,7 +67,7 @@ def match(
         Ties: lowest index. NaN in -> NaN out (and an index of any cell).
     Raises: TypeError / ValueError naming the argument; `BackendError` when the backend asked for cannot run.
     Cost: forward reads C once and writes 6 numbers a cell (28 bytes in float32); backward reads C once and writes a
-        matrix of its size; about 8 flops and 1 exp an entry each way. Masks cost a copy of C.
+        matrix of its size; about 8 flops and 1 exp an entry each way. Each mask costs a copy of C.
     Called: softmax_with_temperature and soft_argmax of CATs and CATs++ (0.02); pseudo labels and uncertainty of
         SemiMatch (0.1); spatial_soft_argmax2d and dsnt of kornia (whose temperature multiplies); the cosine volume
         matching of DINOv2, DIFT and GeoAware-SC (index); corr_to_matches of NCNet (score, index, both sides).
@@ -106,7 +106,9 @@ def softmax_entropy(
     corr: Tensor, temperature: float = 0.1, per: str = "target", *,
     source_mask: Tensor | None = None, target_mask: Tensor | None = None, backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
-    r"""Entropy in nats of the softmax over the other side's cells, :math:`-\sum_s p_{st} \ln p_{st}`, without a grid.
+    r"""Entropy in nats of the softmax over the other side's cells; no grid is needed.
+
+    :math:`-\sum_s p_{st} \ln p_{st}` with :math:`p = \mathrm{softmax}_s(C_{st}/\tau)`.
 
     Args:
         corr, temperature, per, source_mask, target_mask, backend: as in `match`.

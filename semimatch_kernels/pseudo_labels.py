@@ -72,7 +72,8 @@ def pseudo_labels(
 
     label :math:`\arg\max_s C_{st}`; weight :math:`e^{-T_u H_t}`, H the entropy of the softmax and :math:`T_u` the
     uncertainty; mask: score >= threshold, and label inside the source box, and cell inside the target box, and
-    forward-backward consistent. `POLICIES` has the arguments of SemiMatch, FixMatch, Dash, and of the uncertainty alone.
+    forward-backward consistent. `POLICIES` has the arguments of SemiMatch, FixMatch, Dash, and of the uncertainty
+    alone.
 
     Args:
         corr, temperature: as in `match`. grid: (H, W) of both sides, or (source grid, target grid).

@@ -61,8 +61,8 @@ def soft_argmax(
 ) -> Tensor:  # fmt: skip
     r"""Expected position of the match, :math:`\sum_s p_{st} (X_s, Y_s)`, optionally windowed round the best cell.
 
-    With a window the softmax is taken of the scores :math:`w_s C_{st}`, w a Gaussian, or 1 inside a square and 0
-    outside it; or of the scores inside the square alone.
+    :math:`p = \mathrm{softmax}_s(C_{st}/\tau)`; with a window :math:`p = \mathrm{softmax}_s(w_s C_{st}/\tau)`, w a
+    Gaussian, or 1 inside a square and 0 outside it; or the softmax of the scores inside the square alone.
 
     Args:
         corr, grid, temperature, source_mask, target_mask, coordinates, backend: as in `match`.
