@@ -7,7 +7,7 @@ ARGS ?= --numprocesses auto --maxprocesses 8
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean clean-all
+.PHONY: help setup demo test bench lint clean clean-all
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ demo: setup  ## embedded data set -> training -> evaluation -> runs/demo/; a few
 
 test: setup  ## all tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+bench: setup  ## every op against eager, torch.compile and peers, on this machine; a few minutes in which nothing else may run
+	@$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 
 lint: setup  ## ruff check, ruff format and clang-format over all tracked files (changes them)
 	@$(BIN)/pre-commit run --all-files

@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -34,6 +36,38 @@ def commit() -> str:
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def ceilings() -> dict[str, str]:
+    """What the machine reaches on a plain copy (bytes read and written a second) and on a matrix product, measured."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a = torch.randn(2**28 if device == "cuda" else 2**25, device=device)
+    b = torch.empty_like(a)
+    n = 8192 if device == "cuda" else 1024
+    m = torch.randn(n, n, device=device)
+    found = {"ceiling_bytes": 2 * a.nbytes / _fastest(lambda: b.copy_(a))}
+    found["ceiling_fp32_flops"] = 2 * n**3 / _fastest(lambda: m @ m)
+    if device == "cuda":
+        half = m.bfloat16()
+        found["ceiling_bf16_flops"] = 2 * n**3 / _fastest(lambda: half @ half)
+    return {name: f"{value:.4g}" for name, value in found.items()}
+
+
+def _fastest(function: Callable[[], object]) -> float:
+    """Seconds of the fastest of ten calls."""
+
+    def wait() -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    times = []
+    for _ in range(10):
+        wait()
+        start = time.perf_counter()
+        function()
+        wait()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def describe() -> dict[str, str]:

@@ -299,7 +299,41 @@ def test_masked_loss_is_cross_entropy_over_what_is_there():
     _close(smk.masked_contrastive_loss_features(src, trg, labels, mask=mask, **masks), matrix)
 
 
+def test_what_is_masked_out_may_be_nan():
+    """Padding of any content: it reaches neither results nor gradients of the rest, from features too."""
+    (src,), (trg,) = _features()
+    labels = torch.randint(0, N, (B, N))
+    source_mask, target_mask = torch.rand(B, N) < 0.7, torch.rand(B, N) < 0.7
+    masks = dict(source_mask=source_mask, target_mask=target_mask)
+    calls = [
+        lambda s, t: smk.match_features(s, t, (H, W), **masks)[:2],
+        lambda s, t: [smk.soft_argmax_features(s, t, (H, W), window=smk.HardWindow(2), **masks)],
+        lambda s, t: [smk.masked_contrastive_loss_features(s, t, labels, **masks)],
+    ]
+    for call in calls:
+        results = []
+        for fill in (0.5, torch.nan):
+            leaves = [f.clone() for f in (src, trg)]
+            for leaf, mask in zip(leaves, (source_mask, target_mask), strict=True):
+                leaf.flatten(2).transpose(1, 2)[~mask] = fill
+            values = call(*[leaf.requires_grad_() for leaf in leaves])
+            results.append([*values, *torch.autograd.grad(sum(v.square().sum() for v in values), leaves)])
+        for a, b in zip(*results, strict=True):
+            assert torch.equal(a, b)
+
+
 # --- pseudo labels
+
+
+def test_cells_that_are_masked_out_neither_teach_nor_are_taught():
+    corr = _corr()
+    source_mask, target_mask = torch.rand(B, N) < 0.7, torch.rand(B, N) < 0.7
+    plain = smk.POLICIES["uncertainty"]  # threshold 0
+    out = smk.pseudo_labels(corr, (H, W), source_mask=source_mask, target_mask=target_mask, **plain)
+    assert torch.equal(out.mask, target_mask)
+    assert source_mask.gather(1, out.labels)[out.mask].all()
+    nothing = torch.zeros_like(source_mask)
+    assert not smk.pseudo_labels(corr, (H, W), source_mask=nothing, **plain).mask.any()
 
 
 def test_policies_of_fixmatch_dash_and_uncertainty():

@@ -43,7 +43,8 @@ def masked_contrastive_loss(
     else:  # a score of -inf with goal 0 has no say: 0 * -inf must not be formed
         q = smoothed(labels, corr.shape[1], width, sigma, radius, x.dtype)
         positive = (q * x.masked_fill(q == 0, 0)).sum(1)
-    loss = torch.where(positive == -torch.inf, torch.inf, logsumexp - positive)
+    # A column with nothing admissible: its label is on an excluded entry too.
+    loss = torch.where(logsumexp == -torch.inf, torch.inf, logsumexp - positive)
     # A label that names no cell must not pass as a number, in the gradient neither.
     loss = loss * torch.where(labels >= corr.shape[1], torch.nan, 1)
     if weight is not None:

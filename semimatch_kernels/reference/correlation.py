@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -53,9 +54,14 @@ def divisor(scale: str, channels: int) -> float:
     return {"none": 1.0, "sqrt_channels": channels**0.5, "channels": float(channels)}[scale]
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Inside, nothing is cast; nothing to do on a device that autocast does not know ("meta")."""
+    return torch.autocast(device.type, enabled=False) if device.type != "meta" else nullcontext()
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
     """Matrix product of ``a`` [B,M,K] and ``b`` [B,K,N] in their own dtype, under autocast too."""
-    with torch.autocast(a.device.type, enabled=False):
+    with without_autocast(a.device):
         return torch.bmm(a, b)
 
 
@@ -95,8 +101,8 @@ def correlation_backward(
             corr = _products(s, t, normalize, eps, scale).to(g.dtype)
             if power != 1:
                 g = g * (power * corr ** (power - 1))
-            if relu:
-                g = torch.where(corr > 0, g, 0)
+            if relu:  # at NaN it passes, as in PyTorch's own
+                g = torch.where(corr <= 0, 0, g)
         g = (g / divisor(scale, s.shape[1])).to(s.dtype)
         ns, nt = normalized(s, normalize, eps), normalized(t, normalize, eps)
         grads_src.append(normalized_backward(s, normalize, eps, product(nt, g.transpose(1, 2))))

@@ -31,6 +31,10 @@ def _part(mask: Tensor | None, block: slice) -> Tensor | None:
     return None if mask is None else mask[:, block]
 
 
+def _kept(features: Tensor, mask: Tensor | None) -> Tensor:
+    return features if mask is None else features.masked_fill(~mask[:, None], 0)
+
+
 class _Features:
     """Features [B,C,S] and [B,C,T] with their normalisation and masks: blocks of their correlation, and the gradient
     by the features gathered from the gradients by the blocks."""
@@ -40,8 +44,11 @@ class _Features:
         eps: float,
     ):  # fmt: skip
         self.raw, self.how = (src, trg), (normalize, eps)
-        self.src, self.trg = normalized(src, *self.how), normalized(trg, *self.how)
         self.masks = source_mask, target_mask
+        # Zero where masked out: a NaN there must not reach the other side's gradient as 0 * NaN.
+        self.src, self.trg = (
+            _kept(normalized(f, *self.how), mask) for f, mask in zip(self.raw, self.masks, strict=True)
+        )
 
     def corr(self, block: slice) -> Tensor:
         return matching.admissible(
@@ -60,7 +67,7 @@ class _Features:
             grad_src += product(self.trg[:, :, block], by_corr.transpose(1, 2))
             grad_trg[:, :, block] = product(self.src, by_corr)
         grads = (normalized_backward(f, *self.how, g) for f, g in zip(self.raw, (grad_src, grad_trg), strict=True))
-        return tuple(grads)  # type: ignore[return-value]
+        return tuple(_kept(g, mask) for g, mask in zip(grads, self.masks, strict=True))  # type: ignore[return-value]
 
 
 def match_features(
@@ -121,8 +128,9 @@ def masked_contrastive_loss_features(
         parts = labels[:, block], _part(weight, block), _part(mask, block)
         return contrastive.masked_contrastive_loss(corr, *parts, temperature, "none", width, sigma, radius)[:2]
 
-    loss, logsumexp = _Features(src, trg, source_mask, None, normalize, eps).map(block_loss)
-    count = contrastive.kept(labels, mask).sum()
+    keep = contrastive.kept(labels, mask)
+    loss, logsumexp = _Features(src, trg, source_mask, keep, normalize, eps).map(block_loss)
+    count = keep.sum()
     if reduction != "none":
         loss = loss.sum()
     return (loss / count.clamp(min=1) if reduction == "mean" else loss), logsumexp, count
@@ -142,4 +150,4 @@ def masked_contrastive_loss_features_backward(
             logsumexp[:, block], count, grad if reduction != "none" else grad[:, block],
         )  # fmt: skip
 
-    return _Features(src, trg, source_mask, None, normalize, eps).gradient(by_corr)
+    return _Features(src, trg, source_mask, contrastive.kept(labels, mask), normalize, eps).gradient(by_corr)

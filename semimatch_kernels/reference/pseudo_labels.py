@@ -30,7 +30,8 @@ def pseudo_labels(
         finite = logsumexp.masked_fill(logsumexp == -torch.inf, 0)  # of a cell with no admissible match
         p = (corr.to(logsumexp.dtype) / temperature - finite[:, None]).exp() + entropy_eps
         entropy = -(p * p.log()).sum(1)
-    mask = score >= threshold
+    # A cell with no admissible match has score 0, which a threshold of 0 would let pass.
+    mask = (score >= threshold) & (logsumexp != -torch.inf)
     if src_box is not None:
         mask = mask & inside_box(labels, source_grid, src_box)
     if trg_box is not None:

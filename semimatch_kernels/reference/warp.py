@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from .._checks import Grid
+from .correlation import without_autocast
 
 # A warped pixel counts as valid when its whole 2x2 support lies inside; the margin absorbs float32 rounding.
 FULL_SUPPORT = 0.9999
@@ -97,7 +98,7 @@ def _stages(theta: Tensor, size: Grid, kind: str, released: bool) -> list[Tensor
 
 def warp(image: Tensor, theta: Tensor, kind: str, interpolation: str, released: bool) -> tuple[Tensor, Tensor]:
     """``image`` [B,C,H,W] warped, zero where not valid, and the validity [B,H,W]."""
-    with torch.autocast(image.device.type, enabled=False):
+    with without_autocast(image.device):
         return _warp(image, theta, kind, interpolation, released)
 
 
