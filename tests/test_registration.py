@@ -119,6 +119,24 @@ def test_vmap(case, qualified, in_dims):
                 torch.testing.assert_close(ours.select(dim, k), truth)
 
 
+@pytest.mark.parametrize(("case", "qualified"), available(differentiable=True))
+def test_vmap_of_the_backward(case, qualified):
+    """Several upstream gradients at once, as Jacobians ask for them, equal one after the other."""
+    args = make(case, torch.float64, "contiguous", True)
+    outputs = _op(qualified)(*args)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    outputs = [outputs[i] for i in OPS[CASES[case].op].outputs]
+    upstream = [torch.randn(3, *o.shape, dtype=o.dtype) for o in outputs]
+
+    def pulled_back(*vectors):
+        return torch.autograd.grad(outputs, leaves(args), vectors, retain_graph=True)
+
+    together = torch.vmap(pulled_back)(*upstream)
+    for k in range(3):
+        for ours, truth in zip(together, pulled_back(*[u[k] for u in upstream]), strict=True):
+            torch.testing.assert_close(ours[k], truth)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("case", "qualified"), available())
 def test_autocast_changes_nothing(case, qualified, dtype):
