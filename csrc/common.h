@@ -20,6 +20,7 @@ namespace semimatch {
 //   Index       an integer of the same width and shape, as comparisons of V select it
 //   kExp2Floor  at this exponent and below, exp2 gives exactly zero
 //   exp2(t)     2^t for t in [kExp2Floor, 0]; exactly 1 at 0, NaN for NaN
+//   log(x)      the natural logarithm of a normal number above 0; NaN for all others
 //   same(i)     the Index that holds i everywhere
 template <class V>
 struct Number;
@@ -30,6 +31,7 @@ struct Number<float> {
   using Index = int32_t;
   static constexpr float kExp2Floor = -160;  // below the smallest subnormal number
   static SEMIMATCH_FN float exp2(float t) { return ::exp2f(t); }
+  static SEMIMATCH_FN float log(float x) { return x > 0 ? ::logf(x) : NAN; }
   static SEMIMATCH_FN Index same(int64_t i) { return Index(i); }
 };
 
@@ -39,8 +41,31 @@ struct Number<double> {
   using Index = int64_t;
   static constexpr double kExp2Floor = -1100;
   static SEMIMATCH_FN double exp2(double t) { return ::exp2(t); }
+  static SEMIMATCH_FN double log(double x) { return x > 0 ? ::log(x) : NAN; }
   static SEMIMATCH_FN Index same(int64_t i) { return i; }
 };
+
+// a * b, rounded: never fused with a sum that it is part of. V is a number or a vector of them.
+template <class V>
+SEMIMATCH_FN V product(V a, V b) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(V) == sizeof(float)) {
+    return __fmul_rn(a, b);
+  } else {
+    return __dmul_rn(a, b);
+  }
+#else
+  V p = a * b;
+#if defined(__x86_64__)
+  asm("" : "+v"(p));
+#elif defined(__aarch64__)
+  asm("" : "+w"(p));
+#else
+  asm("" : "+m"(p));
+#endif
+  return p;
+#endif
+}
 
 // Cells of one side, row-major: cell i lies in column i % width, row i / width.
 struct Grid {

@@ -14,7 +14,7 @@ namespace {
 
 py::dict op_schemas() {
   py::dict ops;
-  std::istringstream lines(SEMIMATCH_SCHEMAS);
+  std::istringstream lines(SEMIMATCH_CPU_SCHEMAS);
   for (std::string line; std::getline(lines, line);) {
     const size_t name = line.find('(');
     ops[py::str(line.substr(0, name))] = line.substr(name);

@@ -23,15 +23,15 @@ cpp: ModuleType | None = None
 cuda: ctypes.CDLL | None = None
 
 
-def load(schemas: Mapping[str, str]) -> tuple[str | None, str | None]:
+def load(schemas: Mapping[str, Mapping[str, str]]) -> tuple[str | None, str | None]:
     """Loads what there is, once; returns why the C++ and the CUDA module are not there (None = loaded).
 
     Args:
-        schemas: op name -> schema of the ops that the binaries implement, as `schemas` has them.
+        schemas: for "cpu" and for "cuda", op name -> schema of the ops that the binary implements, as `schemas.NATIVE`.
 
     Raises: ImportError when a binary was built for other schemas, that is, from another state of the sources.
     """
-    return _load_cpp(schemas), _load_cuda(schemas)
+    return _load_cpp(schemas["cpu"]), _load_cuda(schemas["cuda"])
 
 
 def build_info() -> dict[str, dict[str, str]]:

@@ -44,10 +44,10 @@ OPS: dict[str, Op] = {
     "correlation_backward": Op(f"({_LEVELS}, Tensor grad) -> (Tensor[], Tensor[])"),
     "mutual_filter": Op(
         "(Tensor corr, float? eps) -> (Tensor filtered, Tensor row_index, Tensor column_index)",
-        inputs=(0,), outputs=(0,), saved=(1, 2),
+        ("cpu",), inputs=(0,), outputs=(0,), saved=(1, 2),
     ),
     "mutual_filter_backward": Op(
-        "(Tensor corr, float? eps, Tensor row_index, Tensor column_index, Tensor grad) -> Tensor"
+        "(Tensor corr, float? eps, Tensor row_index, Tensor column_index, Tensor grad) -> Tensor", ("cpu",)
     ),
     "match": Op(
         f"({_MATCH}) -> ({_SIDE.format('')})",
@@ -98,10 +98,10 @@ OPS: dict[str, Op] = {
     ),
     "masked_contrastive_loss": Op(
         f"(Tensor corr, {_LABELS}, {_LOSS}) -> (Tensor loss, Tensor logsumexp, Tensor count)",
-        inputs=(0,), outputs=(0,), saved=(1, 2),
+        ("cpu",), inputs=(0,), outputs=(0,), saved=(1, 2),
     ),
     "masked_contrastive_loss_backward": Op(
-        f"(Tensor corr, {_LABELS}, {_LOSS}, Tensor logsumexp, Tensor count, Tensor grad) -> Tensor"
+        f"(Tensor corr, {_LABELS}, {_LOSS}, Tensor logsumexp, Tensor count, Tensor grad) -> Tensor", ("cpu",)
     ),
     "masked_contrastive_loss_features": Op(
         f"(Tensor src, Tensor trg, {_LABELS}, Tensor? source_mask, {_LOSS}, {_NORM})"
@@ -119,7 +119,8 @@ OPS: dict[str, Op] = {
     "pseudo_labels": Op(
         "(Tensor corr, SymInt[2] source_grid, SymInt[2] target_grid, float temperature, float threshold,"
         f" float uncertainty, {_BOXES}, float entropy_eps, Tensor? cell, Tensor? valid)"
-        " -> (Tensor labels, Tensor weight, Tensor mask, Tensor score, Tensor entropy)"
+        " -> (Tensor labels, Tensor weight, Tensor mask, Tensor score, Tensor entropy)",
+        ("cpu",),
     ),
 }  # fmt: skip
 
@@ -131,8 +132,10 @@ COMPOSITES: dict[str, str] = {
     "sparse_epe": "(Tensor flow, Tensor target, Tensor mask, str reduction) -> Tensor",
 }
 
-#: name -> schema of the ops that the native modules implement.
-NATIVE = {name: op.schema for name, op in OPS.items() if "cpu" in op.backends or "cuda" in op.backends}
+#: Backend of a native module -> name -> schema of the ops that the module implements.
+NATIVE = {
+    backend: {name: op.schema for name, op in OPS.items() if backend in op.backends} for backend in ("cpu", "cuda")
+}
 
 
 def backend_name(op: str, backend: str) -> str:

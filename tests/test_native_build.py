@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from semimatch_kernels import _native, library, schemas
+from semimatch_kernels import _native, library
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "semimatch_kernels"
@@ -90,13 +90,13 @@ def test_every_kernel_exists_for_every_element_type(resources):
 
 @needs_cpp
 def test_cpp_module_registers_every_op():
-    for name in schemas.NATIVE:
+    for name in library.NATIVE["cpu"]:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"semimatch_kernels::{name}", "CPU"), name
 
 
 @needs_cuda
 def test_cuda_module_registers_every_op():
-    for name in schemas.NATIVE:
+    for name in library.NATIVE["cuda"]:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"semimatch_kernels::{name}", "CUDA"), name
 
 
@@ -123,7 +123,7 @@ def test_binaries_use_the_stable_abi_only():
 
 @needs_cpp
 def test_cpp_schemas_are_those_of_the_library():
-    assert _native.cpp.op_schemas() == schemas.NATIVE
+    assert _native.cpp.op_schemas() == library.NATIVE["cpu"]
 
 
 @pytest.mark.parametrize(
@@ -131,14 +131,15 @@ def test_cpp_schemas_are_those_of_the_library():
     [pytest.param("cpp", marks=needs_cpp), pytest.param("cuda", marks=needs_cuda)],
 )
 def test_a_stale_binary_is_an_error_that_says_so(module, monkeypatch):
-    changed = {**schemas.NATIVE, "match": "(Tensor corr) -> Tensor"}
+    name, backend = {"cpp": ("_C", "cpu"), "cuda": ("_C_cuda", "cuda")}[module]
+    schemas = library.NATIVE[backend]
+    changed = {**library.NATIVE, backend: {**schemas, "match": "(Tensor corr) -> Tensor"}}
     monkeypatch.setattr(_native, module, None)
-    name = {"cpp": "_C", "cuda": "_C_cuda"}[module]
     message = rf"semimatch_kernels\.{name} is out of date: it was built for match\(.*rebuild with `pip"
     with pytest.raises(ImportError, match=message):
         _native.load(changed)
     assert getattr(_native, module) is None, "a stale module must not be kept"
-    missing = {key: value for key, value in schemas.NATIVE.items() if key != "match_both"}
+    missing = {**library.NATIVE, backend: {key: value for key, value in schemas.items() if key != "match_both"}}
     with pytest.raises(ImportError, match=r"schemas\.py defines match_both \(no such op\)"):
         _native.load(missing)
 
@@ -148,7 +149,7 @@ def test_a_stale_binary_is_an_error_that_says_so(module, monkeypatch):
 
 def test_loading_again_changes_nothing():
     before = _native.cpp, _native.cuda
-    assert _native.load(schemas.NATIVE) == (library.CPU_REASON, library.CUDA_REASON)
+    assert _native.load(library.NATIVE) == (library.CPU_REASON, library.CUDA_REASON)
     assert (_native.cpp, _native.cuda) == before
 
 
@@ -174,14 +175,14 @@ def test_an_absent_module_is_explained(tmp_path, monkeypatch):
     monkeypatch.setattr(_native, "_FOLDER", tmp_path)
     monkeypatch.setattr(_native, "cpp", None)
     monkeypatch.setattr(_native, "cuda", None)
-    for reason in _native.load(schemas.NATIVE):
+    for reason in _native.load(library.NATIVE):
         assert reason.startswith("not built: the build has not run yet; remedy: rebuild with `pip install")
     report = {
         "semimatch_kernels._C": "no C++ compiler; remedy: install g++",
         "semimatch_kernels._C_cuda": None,
     }
     (tmp_path / "_native_build.json").write_text(json.dumps(report))
-    cpp, cuda = _native.load(schemas.NATIVE)
+    cpp, cuda = _native.load(library.NATIVE)
     assert cpp == "not built: no C++ compiler; remedy: install g++"
     assert cuda.startswith("built, but its file is gone; remedy: ")
 
@@ -191,10 +192,10 @@ def test_a_file_that_does_not_load_is_explained(tmp_path, monkeypatch):
     monkeypatch.setattr(_native, "cuda", None)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     (tmp_path / "_C_cuda.so").write_bytes(b"not a library")
-    reason = _native._load_cuda(schemas.NATIVE)
+    reason = _native._load_cuda(library.NATIVE)
     assert reason.startswith(f"built, but does not load with torch {torch.__version__} (")
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert _native._load_cuda(schemas.NATIVE) == f"this torch ({torch.__version__}) is built without CUDA"
+    assert _native._load_cuda(library.NATIVE) == f"this torch ({torch.__version__}) is built without CUDA"
 
 
 # --- setup.py ---

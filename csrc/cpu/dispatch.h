@@ -35,3 +35,13 @@ inline const char* name_of(CpuSet set) {
 }
 
 }  // namespace semimatch
+
+// Calls a function that exists once for each instruction set (SEMIMATCH_DECLARE_KERNELS): the best this machine has.
+#ifdef SEMIMATCH_CPU_X86
+#define SEMIMATCH_BEST(...)                                                 \
+  (semimatch::cpu_set() == semimatch::CpuSet::kAvx512 ? avx512::__VA_ARGS__ \
+   : semimatch::cpu_set() == semimatch::CpuSet::kAvx2 ? avx2::__VA_ARGS__   \
+                                                      : baseline::__VA_ARGS__)
+#else
+#define SEMIMATCH_BEST(...) (baseline::__VA_ARGS__)
+#endif

@@ -3,57 +3,15 @@
 // Every task writes its own results, and sums are taken in an order that depends on shapes alone: results are the same,
 // bit for bit, for every number of threads.
 #include <algorithm>
-#include <cstddef>
-#include <memory>
-#include <new>
 
 #include "../match_ops.h"
 #include "dispatch.h"
 #include "match_kernels.h"
+#include "parts.h"
+#include "work.h"
 
 namespace semimatch {
 namespace {
-
-template <class T>
-typename CpuMatch<T>::Kernels best_kernels() {
-#ifdef SEMIMATCH_CPU_X86
-  switch (cpu_set()) {
-    case CpuSet::kAvx512: return avx512::match_kernels<T>();
-    case CpuSet::kAvx2: return avx2::match_kernels<T>();
-    case CpuSet::kBaseline: break;
-  }
-#endif
-  return baseline::match_kernels<T>();
-}
-
-// Uninitialised memory for n things of `size` bytes.
-class Scratch {
-  static constexpr std::align_val_t kAlignment{64};
-  struct Free {
-    void operator()(std::byte* p) const { ::operator delete(p, kAlignment); }
-  };
-  std::unique_ptr<std::byte, Free> memory_;
-  int64_t size_;
-
- public:
-  Scratch(int64_t n, int64_t size)
-      : memory_(static_cast<std::byte*>(::operator new(n * size, kAlignment))), size_(size) {}
-  void* at(int64_t i) const { return memory_.get() + i * size_; }
-};
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Calls f(batch, first, last) for pieces of at most `step` out of [0, n) of every batch element, on torch's threads.
-template <class F>
-void for_pieces(int64_t batch, int64_t n, int64_t step, const F& f) {
-  const int64_t pieces = ceil_div(n, step);
-  torch::stable::parallel_for(0, batch * pieces, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i % pieces * step;
-      f(i / pieces, first, std::min(first + step, n));
-    }
-  });
-}
 
 // The positions of all rows and columns; see CpuMatch::Positions.
 template <class T>
@@ -80,12 +38,52 @@ class PositionTables {
   }
 };
 
-// Sizes of the pieces of work. Columns: wide, so that rows are read in long runs, where there is enough to share out.
-// Panels (for both directions at once): as many rows as the second-level cache holds, which are read once for the rows
-// and then, from the cache, for the columns.
-constexpr int64_t kNarrow = 64, kWide = 512;  // columns
+// For both directions at once the rows are read in panels that the second-level cache holds: once for the rows and
+// then, from the cache, for the columns.
 constexpr int64_t kPanelBytes = 256 * 1024;
-constexpr int64_t kEntriesPerPiece = 1 << 15;
+
+}  // namespace
+
+template <class T>
+void match_forward(const typename CpuMatch<T>::Job& job) {
+  using Match = CpuMatch<T>;
+  const auto kernels = SEMIMATCH_BEST(match_kernels<T>());
+  const PositionTables<T> tables(job, kernels.group);
+  const auto at = tables.get();
+  const int64_t groups = ceil_div(job.cols, kernels.group);
+  if (!job.per_col.wanted) {
+    for_pieces(job.batch, job.rows, rows_per_piece(job.cols),
+               [&](int64_t b, int64_t r0, int64_t r1) { kernels.rows(job, at, b, r0, r1); });
+    return;
+  }
+  if (!job.per_row.wanted) {
+    const int64_t piece = columns_per_piece(job.batch * job.cols) / kernels.group;
+    for_pieces(job.batch, groups, piece, [&](int64_t b, int64_t g0, int64_t g1) {
+      const Scratch stats(g1 - g0, kernels.stats_bytes);
+      kernels.columns(job, at, b, 0, job.rows, g0, g1, stats.at(0));
+      kernels.finish_columns(job, b, g0, g1, stats.at(0), 1, 0);
+    });
+    return;
+  }
+  const int64_t row_bytes = job.cols * int64_t(sizeof(T));
+  const int64_t panel = std::max<int64_t>(1, kPanelBytes / (row_bytes * Match::kRows)) * Match::kRows;
+  const int64_t panels = ceil_div(job.rows, panel);
+  const Scratch stats(job.batch * panels * groups, kernels.stats_bytes);
+  for_pieces(job.batch, job.rows, panel, [&](int64_t b, int64_t r0, int64_t r1) {
+    kernels.rows(job, at, b, r0, r1);
+    kernels.columns(job, at, b, r0, r1, 0, groups, stats.at((b * panels + r0 / panel) * groups));
+  });
+  for_pieces(job.batch, groups, kNarrow / kernels.group, [&](int64_t b, int64_t g0, int64_t g1) {
+    kernels.finish_columns(job, b, g0, g1, stats.at(b * panels * groups + g0), panels, groups);
+  });
+}
+
+template void match_forward<float>(const CpuMatch<float>::Job&);
+template void match_forward<double>(const CpuMatch<double>::Job&);
+template void match_forward<BFloat16>(const CpuMatch<BFloat16>::Job&);
+template void match_forward<Float16>(const CpuMatch<Float16>::Job&);
+
+namespace {
 
 struct Cpu {
   using Half = Float16;
@@ -93,46 +91,17 @@ struct Cpu {
 
   template <class T, class A>
   static void forward(const MatchJob<T, A>& job, const Tensor&) {
-    using Match = CpuMatch<T>;
-    const typename Match::Kernels kernels = best_kernels<T>();
-    const PositionTables<T> tables(job, kernels.group);
-    const auto at = tables.get();
-    const int64_t groups = ceil_div(job.cols, kernels.group);
-    const int64_t few_rows = std::max<int64_t>(1, kEntriesPerPiece / job.cols);
-    if (!job.per_col.wanted) {
-      for_pieces(job.batch, job.rows, few_rows,
-                 [&](int64_t b, int64_t r0, int64_t r1) { kernels.rows(job, at, b, r0, r1); });
-      return;
-    }
-    if (!job.per_row.wanted) {
-      const bool plenty = job.batch * job.cols >= 4 * kWide * torch::stable::get_num_threads();
-      for_pieces(job.batch, groups, (plenty ? kWide : kNarrow) / kernels.group, [&](int64_t b, int64_t g0, int64_t g1) {
-        const Scratch stats(g1 - g0, kernels.stats_bytes);
-        kernels.columns(job, at, b, 0, job.rows, g0, g1, stats.at(0));
-        kernels.finish_columns(job, b, g0, g1, stats.at(0), 1, 0);
-      });
-      return;
-    }
-    const int64_t row_bytes = job.cols * int64_t(sizeof(T));
-    const int64_t panel = std::max<int64_t>(1, kPanelBytes / (row_bytes * Match::kRows)) * Match::kRows;
-    const int64_t panels = ceil_div(job.rows, panel);
-    const Scratch stats(job.batch * panels * groups, kernels.stats_bytes);
-    for_pieces(job.batch, job.rows, panel, [&](int64_t b, int64_t r0, int64_t r1) {
-      kernels.rows(job, at, b, r0, r1);
-      kernels.columns(job, at, b, r0, r1, 0, groups, stats.at((b * panels + r0 / panel) * groups));
-    });
-    for_pieces(job.batch, groups, kNarrow / kernels.group, [&](int64_t b, int64_t g0, int64_t g1) {
-      kernels.finish_columns(job, b, g0, g1, stats.at(b * panels * groups + g0), panels, groups);
-    });
+    match_forward<T>(job);
   }
 
   template <class T, class A>
   static void backward(const MatchJob<T, A>& job, const Tensor&) {
     using Match = CpuMatch<T>;
-    const typename Match::Kernels kernels = best_kernels<T>();
+    const auto kernels = SEMIMATCH_BEST(match_kernels<T>());
     const PositionTables<T> tables(job, kernels.group);
     const auto at = tables.get();
     const int64_t groups = ceil_div(job.cols, kernels.group);
+    want_huge_pages(job.grad, job.batch * job.rows * job.cols);
     const Scratch slopes(job.per_col.wanted ? job.batch * groups : 0, kernels.slope_bytes);
     if (job.per_col.wanted) {
       for_pieces(job.batch, groups, kNarrow / kernels.group, [&](int64_t b, int64_t g0, int64_t g1) {

@@ -1,32 +1,11 @@
 // Interface between the CPU op (match.cpp: memory, threads, choice of instruction set) and its loops
-// (match_kernels.cpp: compiled once for each instruction set, with SEMIMATCH_CPU naming it).
+// (match_kernels.cpp: compiled once for each instruction set).
 #pragma once
 
 #include "../match_job.h"
-
-#ifndef SEMIMATCH_CPU
-#define SEMIMATCH_CPU baseline
-#endif
+#include "types.h"
 
 namespace semimatch {
-
-// The 16-bit floating types of the CPU kernels, as bits.
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
-
-// The accumulate type of an element type.
-template <class T>
-struct Accumulate {
-  using Type = float;
-};
-template <>
-struct Accumulate<double> {
-  using Type = double;
-};
 
 template <class T>
 struct CpuMatch {
@@ -61,14 +40,8 @@ struct CpuMatch {
   };
 };
 
-#define SEMIMATCH_DECLARE(set)                   \
-  namespace set {                                \
-  template <class T>                             \
-  typename CpuMatch<T>::Kernels match_kernels(); \
-  }
-SEMIMATCH_DECLARE(baseline)  // what the compiler targets by itself
-SEMIMATCH_DECLARE(avx2)
-SEMIMATCH_DECLARE(avx512)
-#undef SEMIMATCH_DECLARE
+template <class T>
+using MatchKernels = typename CpuMatch<T>::Kernels;
+SEMIMATCH_DECLARE_KERNELS(MatchKernels, match_kernels)
 
 }  // namespace semimatch

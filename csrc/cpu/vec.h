@@ -4,7 +4,8 @@
 
 #include <cstring>
 
-#include "match_kernels.h"
+#include "../common.h"
+#include "types.h"
 
 namespace semimatch {
 namespace SEMIMATCH_CPU {
@@ -44,6 +45,24 @@ SEMIMATCH_FN V exp2_polynomial(V t, const typename Number<V>::Scalar (&terms)[kT
   return (p * f + Scalar(1)) * (V)power;
 }
 
+// ln x = n ln 2 + ln m with m in [sqrt(1/2), sqrt(2)), whose logarithm is 2 artanh((m - 1) / (m + 1)), by kTerms terms
+// of its series. `half_root` is sqrt(1/2), as bits.
+template <class V, int kTerms>
+SEMIMATCH_FN V log_series(V x, int mantissa_bits, int64_t half_root) {
+  using Scalar = typename Number<V>::Scalar;
+  using Bits = typename Number<V>::Index;
+  const Bits bits = (Bits)x;
+  const Bits n = (bits - Number<V>::same(half_root)) >> mantissa_bits;
+  const V m = (V)(bits - (n << mantissa_bits));
+  const V s = (m - Scalar(1)) / (m + Scalar(1));
+  const V square = s * s;
+  V series = V{} + Scalar(1) / Scalar(2 * kTerms - 1);
+#pragma GCC unroll 16
+  for (int k = kTerms - 2; k >= 0; --k) series = series * square + Scalar(1) / Scalar(2 * k + 1);
+  const V result = __builtin_convertvector(n, V) * Scalar(0.6931471805599453) + Scalar(2) * (s * series);
+  return x > Scalar(0) ? result : V{} + Scalar(NAN);
+}
+
 }  // namespace SEMIMATCH_CPU
 
 template <>
@@ -53,6 +72,7 @@ struct Number<SEMIMATCH_CPU::FloatVec> {
   using Index = SEMIMATCH_CPU::Vec<int32_t, SEMIMATCH_CPU::kFloats>;
   static constexpr float kExp2Floor = -127;
   static SEMIMATCH_FN Index same(int64_t i) { return Index{} + int32_t(i); }
+  static SEMIMATCH_FN V log(V x) { return SEMIMATCH_CPU::log_series<V, 6>(x, 23, 0x3f3504f3); }
   static SEMIMATCH_FN V exp2(V t) {
     constexpr float kTerms[] = {0.69314720286038231536f,   0.24022647912924153568f,   0.055503324627446584477f,
                                 0.0096184374028959815889f, 0.0013398877057415997859f, 0.0001535335595242582943f};
@@ -67,6 +87,7 @@ struct Number<SEMIMATCH_CPU::DoubleVec> {
   using Index = SEMIMATCH_CPU::Vec<int64_t, SEMIMATCH_CPU::kDoubles>;
   static constexpr double kExp2Floor = -1023;
   static SEMIMATCH_FN Index same(int64_t i) { return Index{} + i; }
+  static SEMIMATCH_FN V log(V x) { return SEMIMATCH_CPU::log_series<V, 12>(x, 52, 0x3fe6a09e667f3bcd); }
   static SEMIMATCH_FN V exp2(V t) {
     constexpr double kTerms[] = {0.69314718055994532581,     0.24022650695910131268,   0.055504108664820082969,
                                  0.0096181291075941173987,   0.0013333558146774671942, 0.00015403530457114978613,

@@ -5,7 +5,7 @@
 #define SEMIMATCH_EXPORT extern "C" __attribute__((visibility("default")))
 
 // "name(arguments) -> results" a line.
-SEMIMATCH_EXPORT const char* semimatch_cuda_op_schemas() { return SEMIMATCH_SCHEMAS; }
+SEMIMATCH_EXPORT const char* semimatch_cuda_op_schemas() { return SEMIMATCH_CUDA_SCHEMAS; }
 
 // "key: value" a line.
 SEMIMATCH_EXPORT const char* semimatch_cuda_build_info() {

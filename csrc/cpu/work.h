@@ -1,0 +1,72 @@
+// Memory for intermediate results of the CPU ops, and the pieces in which work is shared among threads.
+//
+// Every task writes its own results, and sums are taken in an order that depends on shapes alone: results are the same,
+// bit for bit, for every number of threads.
+#pragma once
+
+#include <sys/mman.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+namespace semimatch {
+
+// Uninitialised memory for n things of `size` bytes.
+class Scratch {
+  static constexpr std::align_val_t kAlignment{64};
+  struct Free {
+    void operator()(std::byte* p) const { ::operator delete(p, kAlignment); }
+  };
+  std::unique_ptr<std::byte, Free> memory_;
+  int64_t size_;
+
+ public:
+  Scratch(int64_t n, int64_t size)
+      : memory_(static_cast<std::byte*>(::operator new(n * size, kAlignment))), size_(size) {}
+  void* at(int64_t i) const { return memory_.get() + i * size_; }
+};
+
+// Asks for huge pages for n elements that are about to be written for the first time, where they are many: the kernel
+// hands out ordinary pages one by one, which takes several times as long as writing them. Only advice.
+template <class T>
+void want_huge_pages(T* memory, int64_t n) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kHuge = uintptr_t(2) << 20;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + kHuge - 1) / kHuge * kHuge;
+  const uintptr_t last = reinterpret_cast<uintptr_t>(memory + n) / kHuge * kHuge;
+  if (last >= first + 2 * kHuge) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Calls f(batch, first, last) for pieces of at most `step` out of [0, n) of every batch element, on torch's threads.
+template <class F>
+void for_pieces(int64_t batch, int64_t n, int64_t step, const F& f) {
+  const int64_t pieces = ceil_div(n, step);
+  torch::stable::parallel_for(0, batch * pieces, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i % pieces * step;
+      f(i / pieces, first, std::min(first + step, n));
+    }
+  });
+}
+
+// Columns that are handled at a time: many, so that rows are read in long runs, where there is enough to share out.
+constexpr int64_t kNarrow = 64, kWide = 512;
+
+inline int64_t columns_per_piece(int64_t columns) {
+  return columns >= 4 * kWide * torch::stable::get_num_threads() ? kWide : kNarrow;
+}
+
+// Whole rows of `cols` entries that make a piece worth a task.
+inline int64_t rows_per_piece(int64_t cols) {
+  constexpr int64_t kEntriesPerPiece = 1 << 15;
+  return std::max<int64_t>(1, kEntriesPerPiece / cols);
+}
+
+}  // namespace semimatch
