@@ -56,39 +56,45 @@ struct Smoothing {
   Grid grid = {1, 1};
   int radius = 0;
   const double* weights = nullptr;  // exp(-d^2 / (2 sigma^2)); null: all on the label
-  const double* sums = nullptr;     // weights[0] + ... + weights[d]
 
   SEMIMATCH_FN bool on() const { return weights != nullptr; }
 };
 
-// The cells of one axis of the square round cell `at`, and the sum of their weights.
+// The cells of one axis of the square round cell `at`.
 struct Span {
   int first, last;  // both included
-  double sum;
 };
 
 SEMIMATCH_FN Span span_of(const Smoothing& s, int at, int extent) {
   const int first = at > s.radius ? at - s.radius : 0;
   const int last = extent - 1 - at > s.radius ? at + s.radius : extent - 1;
-  return {first, last, s.sums[at - first] + s.sums[last - at] - s.weights[0]};
+  return {first, last};
 }
 
-// Calls f(cell, q) for the cells from `first` to before `last` that have a part q in the goal of `label`.
-template <class A, class F>
-SEMIMATCH_FN void for_goal(const Smoothing& s, int64_t label, int64_t first, int64_t last, const F& f) {
+// Calls f(cell, q) for the cells from `first` to before `last` that have a part q in the goal of `label`. Entries that
+// are excluded have none: entry_at(cell) is -inf there.
+template <class A, class EntryAt, class F>
+SEMIMATCH_FN void for_goal(const Smoothing& s, int64_t label, int64_t first, int64_t last, const EntryAt& entry_at,
+                           const F& f) {
   const int width = s.grid.width;
   const int label_x = int(label % width), label_y = int(label / width);
   const Span xs = span_of(s, label_x, width), ys = span_of(s, label_y, s.grid.height);
-  const A total = A(xs.sum * ys.sum);
+  const auto weight_at = [&](int x, int y) {
+    return s.weights[x < label_x ? label_x - x : x - label_x] * s.weights[y < label_y ? label_y - y : y - label_y];
+  };
+  double sum = 0;
+  for (int y = ys.first; y <= ys.last; ++y)
+    for (int x = xs.first; x <= xs.last; ++x)
+      if (entry_at(int64_t(y) * width + x) != A(-INFINITY)) sum += weight_at(x, y);
+  const A total = A(sum);
   const int y0 = ys.first > first / width ? ys.first : int(first / width);
   const int y1 = ys.last < (last - 1) / width ? ys.last : int((last - 1) / width);
   for (int y = y0; y <= y1; ++y) {
     for (int x = xs.first; x <= xs.last; ++x) {
       const int64_t cell = int64_t(y) * width + x;
-      const double weight =
-          s.weights[x < label_x ? label_x - x : x - label_x] * s.weights[y < label_y ? label_y - y : y - label_y];
-      const A q = A(weight) / total;
-      if (cell >= first && cell < last && q != A(0)) f(cell, q);
+      if (cell < first || cell >= last || entry_at(cell) == A(-INFINITY)) continue;
+      const A q = A(weight_at(x, y)) / total;
+      if (q != A(0)) f(cell, q);
     }
   }
 }

@@ -23,9 +23,13 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def describe(value: object) -> str:
-    """A short text of an argument for error messages: shape and dtype of a tensor, else its repr."""
+    """A short text of an argument for error messages: shape and dtype of a tensor or array, else its repr."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}, which is no torch.Tensor"
+    if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
+        return f"a {type(value).__name__} of {len(value)} tensors"
     return f"{value!r} ({type(value).__name__})"
 
 
@@ -76,10 +80,20 @@ def check_number(value: object, name: str, least: float = -math.inf) -> float:
     """A finite number (Python's or NumPy's) of at least ``least``; not a tensor, as it carries no gradient."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number (it is not differentiable), got {describe(value)}")
+    value = float(value)  # NumPy's compare in their own precision
     # By comparison, which NaN fails: torch.compile cannot trace math.isfinite of a float that it takes for dynamic.
     if not (least <= value <= 1.7976931348623157e308 and value >= -1.7976931348623157e308):
-        raise ValueError(f"{name}: expected a finite number of at least {least:g}, got {value!r}")
-    return float(value)
+        bound = f" of at least {least:g}" if least > -1.7976931348623157e308 else ""
+        raise ValueError(f"{name}: expected a finite number{bound}, got {value!r}")
+    return value
+
+
+def check_sigma(sigma: object) -> float:
+    """Width of a Gaussian in cells, above zero, whose square is an ordinary float32."""
+    value = check_number(sigma, "sigma")
+    if not 1e-12 <= value <= 1e12:
+        raise ValueError(f"sigma: expected a number of cells above 0, from 1e-12 to 1e12, got {sigma!r}")
+    return value
 
 
 def check_temperature(temperature: object) -> float:

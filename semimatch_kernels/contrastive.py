@@ -29,8 +29,7 @@ class GaussianTarget:
     radius: int | None = None
 
     def __post_init__(self) -> None:
-        if not _checks.check_number(self.sigma, "sigma") > 0:
-            raise ValueError(f"sigma: expected a number of cells above 0, got {self.sigma!r}")
+        object.__setattr__(self, "sigma", _checks.check_sigma(self.sigma))
         _checks.check_grid(self.grid, None)
         if self.radius is not None:
             _checks.check_count(self.radius, "radius")

@@ -24,10 +24,12 @@ class Pixels:
     offset: float | None = None
 
     def __post_init__(self) -> None:
-        if not _checks.check_number(self.stride, "stride") > 0:
+        stride = _checks.check_number(self.stride, "stride")
+        if not stride > 0:
             raise ValueError(f"stride: expected a number of pixels above 0, got {self.stride!r}")
+        object.__setattr__(self, "stride", stride)
         if self.offset is not None:
-            _checks.check_number(self.offset, "offset")
+            object.__setattr__(self, "offset", _checks.check_number(self.offset, "offset"))
 
 
 Coordinates = str | Pixels

@@ -8,7 +8,7 @@ from torch import Tensor
 from . import _checks, library
 from .backends import choose
 from .matching import check_sides, match_features
-from .reference.correlation import divisor, normalized
+from .reference.correlation import divisors, normalized
 from .reference.matching import admissible
 
 __all__ = ["dual_softmax", "dual_softmax_features"]
@@ -90,15 +90,16 @@ def dual_softmax_features(
     for index, name in ((source_index, "source_index"), (target_index, "target_index")):
         _checks.check_device(index, name, sides.src, "src")
     # Dividing the products is dividing by a larger temperature.
-    temperature = temperature * divisor(scale, sides.src.shape[1])
+    by = divisors(scale, sides.src.shape[1])
+    temperature = temperature * by[0] * by[1]
     cells = ((1, sides.src.shape[2]), (1, sides.trg.shape[2]))
     per_target, per_source = match_features(
         sides.src, sides.trg, cells, temperature, "both", normalize, eps,
         source_mask=source_mask, target_mask=target_mask, backend=backend,
     )  # fmt: skip
     rows, columns = (
-        normalized(f, *how).gather(2, index[:, None].expand(-1, f.shape[1], -1)).to(per_target.logsumexp.dtype)
-        for f, index in ((sides.src, source_index), (sides.trg, target_index))
+        _cells(normalized(f, *how), index, mask).to(per_target.logsumexp.dtype)
+        for f, index, mask in ((sides.src, source_index, source_mask), (sides.trg, target_index, target_mask))
     )
     score = (rows * columns).sum(1) / temperature
     totals = (m.logsumexp.gather(1, i) for m, i in ((per_target, target_index), (per_source, source_index)))
@@ -109,3 +110,10 @@ def dual_softmax_features(
         if mask is not None:
             log_p = log_p.masked_fill(~mask.gather(1, index), -torch.inf)
     return log_p if log else log_p.exp()
+
+
+def _cells(features: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
+    """The vectors [B,C,K] of the cells ``index`` [B,K] of ``features`` [B,C,N]; 0 where masked out, so that a NaN there
+    does not reach the other side's gradient."""
+    vectors = features.gather(2, index[:, None].expand(-1, features.shape[1], -1))
+    return vectors if mask is None else vectors.masked_fill(~mask.gather(1, index)[:, None], 0)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _native, fakes, vmap
 from .reference import consistency, contrastive, correlation, epe, features, matching, mutual, pseudo_labels, warp
@@ -48,7 +49,8 @@ _DEFINITIONS = (correlation, mutual, matching, contrastive, features, consistenc
 
 def definition(name: str) -> Callable:
     """The function of `reference` that defines op ``name``; differentiable by autograd, any number of times."""
-    return next(getattr(module, name) for module in _DEFINITIONS if hasattr(module, name))
+    found = [vars(module).get(name) for module in _DEFINITIONS]
+    return next(f for f in found if f is not None and f.__module__ in {m.__name__ for m in _DEFINITIONS})
 
 
 def _in_layout(result: Tensor, corr: Tensor) -> Tensor:
@@ -181,4 +183,10 @@ _RUN = {
 
 def run(name: str, backend: str, *args):
     """Calls op ``name`` of ``backend``, with the arguments of its schema."""
+    if forward_ad._current_level >= 0 and name in OPS:  # PyTorch would take the tangent for 0
+        function = definition(name)
+        raise RuntimeError(
+            "semimatch_kernels: forward-mode AD through a fused op is not supported; differentiate the plain PyTorch "
+            f"definition {function.__module__}.{function.__name__} instead"
+        )
     return _RUN[name, backend](*args)

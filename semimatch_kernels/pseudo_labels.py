@@ -28,6 +28,9 @@ POLICIES: Mapping[str, Mapping[str, object]] = MappingProxyType(
 )
 
 
+_BOXES = (*_checks.FLOATS, torch.int64, torch.int32, torch.int16, torch.uint8)
+
+
 def dash_threshold(
     update: int, initial_loss: float, gamma: float = 1.27, scale: float = 1.0001, floor: float = 0.05
 ) -> float:
@@ -40,7 +43,8 @@ def dash_threshold(
         update: t, how often the schedule has advanced. initial_loss: the mean loss on labelled data at its start.
         gamma: what the threshold shrinks by, above 1. scale: C. floor: least threshold of the loss.
 
-    Returns: ``threshold`` of `pseudo_labels`, in (0, 1].
+    Returns: ``threshold`` of `pseudo_labels`, in [0, 1]. torch.compile takes it for a constant, and compiles again for
+        a new one: call `pseudo_labels` outside, or compare its score there.
     Raises: TypeError / ValueError naming the argument. Source: Dash (Xu et al., ICML 2021).
     """
     update = _checks.check_count(update, "update")
@@ -104,14 +108,15 @@ def pseudo_labels(
     _checks.check_nonempty(corr)
     temperature = _checks.check_temperature(temperature)
     numbers = {"threshold": threshold, "uncertainty": uncertainty, "alpha1": alpha1, "alpha2": alpha2}
-    for name, value in (numbers | {"entropy_eps": entropy_eps}).items():
+    for name, value in numbers.items():
         _checks.check_number(value, name)
+    _checks.check_number(entropy_eps, "entropy_eps", 0)
     _checks.check_choice(sampling, "sampling", ("gather", "bilinear"))
     batch, sources, targets = corr.shape
     source_grid, target_grid = _checks.check_equal_grids(grid, sources, targets)
     for box, name in ((src_box, "src_box"), (trg_box, "trg_box")):
         if box is not None:
-            _checks.check_device(_checks.check_shape(box, name, (batch, 4)), name, corr, "corr")
+            _checks.check_device(_checks.check_shape(box, name, (batch, 4), _BOXES), name, corr, "corr")
     _checks.check_mask(source_mask, "source_mask", (batch, sources), corr, "corr")
     _checks.check_mask(target_mask, "target_mask", (batch, targets), corr, "corr")
     cell, valid = _check_lookup(lookup, (batch, targets), corr)

@@ -25,8 +25,7 @@ class GaussianWindow:
     sigma: float
 
     def __post_init__(self) -> None:
-        if not _checks.check_number(self.sigma, "sigma") > 0:
-            raise ValueError(f"sigma: expected a number of cells above 0, got {self.sigma!r}")
+        object.__setattr__(self, "sigma", _checks.check_sigma(self.sigma))
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class HardWindow:
     outside: str = "exclude"
 
     def __post_init__(self) -> None:
-        _checks.check_count(self.radius, "radius")
+        object.__setattr__(self, "radius", _checks.check_count(self.radius, "radius"))
         _checks.check_choice(self.outside, "outside", ("exclude", "zero"))
 
 

@@ -141,7 +141,7 @@ def test_warp_positions_without_the_validity_mask(golden):
         for interpolation, atol in (("nearest", 0.0), ("bilinear", 1e-4)):
             out = c.src
             for positions in warp_stages(theta, tuple(c.src.shape[2:]), kind, released=True):
-                out = grid_sample(out, positions, mode=interpolation, align_corners=False)
+                out = grid_sample(out, positions.to(out.dtype), mode=interpolation, align_corners=False)
             close(out, getattr(c, f"out_{mode}_{interpolation}"), atol, what=mode)
 
 

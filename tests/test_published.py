@@ -282,6 +282,30 @@ def test_smoothed_cross_entropy_of_visual_ai(per):
     )
 
 
+def test_a_smoothed_goal_asks_for_nothing_that_is_padding():
+    corr = _corr()
+    source_mask = torch.rand(B, N) < 0.6
+    labels = torch.randint(0, N, (B, N))
+    dx, dy = _distances(labels)
+    goal = torch.exp(-(dx**2 + dy**2) / 2) * ((dx.abs() <= 3) & (dy.abs() <= 3)) * source_mask[:, :, None]
+    goal = goal / goal.sum(1, keepdim=True).clamp(min=1e-300)
+    counts = source_mask.gather(1, labels)
+    log_p = (corr / 0.1).masked_fill(~source_mask[:, :, None], -torch.inf).log_softmax(1)
+    losses = -(goal * log_p.masked_fill(~source_mask[:, :, None], 0)).sum(1)
+    for call in (smk.masked_contrastive_loss, lambda c, *a, **k: _features_loss(c, *a, **k)):
+        leaf = corr.clone().requires_grad_()
+        ours = call(leaf, labels, smoothing=smk.GaussianTarget(1.0, (H, W)), source_mask=source_mask)
+        _close(ours, losses[counts].mean())
+        (grad,) = torch.autograd.grad(ours, leaf)
+        assert grad.isfinite().all() and grad.sum(1).abs().max() < 1e-12
+
+
+def _features_loss(corr, labels, **options):
+    """The features twin on features whose products are ``corr``: one side is the identity."""
+    one = torch.eye(N, dtype=corr.dtype).expand(B, -1, -1)
+    return smk.masked_contrastive_loss_features(corr.transpose(1, 2), one, labels, normalize=False, **options)
+
+
 def test_masked_loss_is_cross_entropy_over_what_is_there():
     corr = _corr()
     labels = torch.randint(0, N, (B, N))

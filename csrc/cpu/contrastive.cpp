@@ -16,7 +16,7 @@ namespace {
 
 // The tables of a Smoothing.
 class SmoothingTables {
-  std::vector<double> weights_, sums_;
+  std::vector<double> weights_;
   Smoothing smoothing_;
 
  public:
@@ -26,13 +26,8 @@ class SmoothingTables {
                     cells, ") must be whole rows of width ", width, ", and the radius at least 0");
     smoothing_.grid = {int(cells / width), int(width)};
     smoothing_.radius = int(std::min(radius, std::max(width, cells / width) - 1));
-    double sum = 0;
-    for (int d = 0; d <= smoothing_.radius; ++d) {
-      weights_.push_back(std::exp(-(double(d) * d) / (2 * sigma * sigma)));
-      sums_.push_back(sum += weights_.back());
-    }
+    for (int d = 0; d <= smoothing_.radius; ++d) weights_.push_back(std::exp(-(double(d) * d) / (2 * sigma * sigma)));
     smoothing_.weights = weights_.data();
-    smoothing_.sums = sums_.data();
   }
   const Smoothing& get() const { return smoothing_; }
 };

@@ -40,11 +40,12 @@ struct Loops : CpuContrastive<T> {
     const int64_t nearest = label < n ? label : n - 1;
     A positive = A(0), below_top = A(0);
     if (job.smoothing.on()) {
-      for_goal<A>(job.smoothing, nearest, 0, n, [&](int64_t at, A q) __attribute__((always_inline)) {
+      for_goal<A>(job.smoothing, nearest, 0, n, entry_at, [&](int64_t at, A q) __attribute__((always_inline)) {
         const A c = entry_at(at);
         positive += q * c;
         below_top += q * (c - s.top);
       });
+      if (entry_at(nearest) == A(-INFINITY)) positive -= A(INFINITY);  // whatever its neighbours
     } else {
       positive = entry_at(nearest);
       below_top = positive - s.top;
@@ -152,7 +153,7 @@ struct Loops : CpuContrastive<T> {
                                          EntryAt entry_at, GradAt grad_at) {
     const int64_t label = job.labels[cell];
     if (label < 0 || label >= n) return;
-    for_goal<A>(job.smoothing, label, first, last, [&](int64_t at, A q) __attribute__((always_inline)) {
+    for_goal<A>(job.smoothing, label, first, last, entry_at, [&](int64_t at, A q) __attribute__((always_inline)) {
       const A p = probability<V>(V{} + entry_at(at), V{} + job.finite_logsumexp[cell], job.inverse_temperature)[0];
       store<false>(grad_at(at), V{} + job.factor[cell] * (p - q), 1);
     });

@@ -13,15 +13,18 @@ def kept(labels: Tensor, mask: Tensor | None) -> Tensor:
     return labels >= 0 if mask is None else mask & (labels >= 0)
 
 
-def smoothed(labels: Tensor, cells: int, width: int, sigma: float, radius: int, dtype: torch.dtype) -> Tensor:
-    """The distribution over ``cells`` that each label [B,T] asks for, [B,cells,T]: a Gaussian of ``sigma`` cells on the
-    square of ``radius`` round the label, inside the grid of ``width`` columns, normalised."""
-    cell, label = torch.arange(cells, device=labels.device)[:, None], labels[:, None].clamp(0, cells - 1)
+def smoothed(x: Tensor, labels: Tensor, width: int, sigma: float, radius: int) -> Tensor:
+    """The distribution over the source cells that each label [B,T] asks for, [B,S,T]: a Gaussian of ``sigma`` cells on
+    the square of ``radius`` round the label, inside the grid of ``width`` columns, over the entries of the scores ``x``
+    that are not excluded, normalised; 0 where nothing is left."""
+    cells = x.shape[1]
+    cell, label = torch.arange(cells, device=x.device)[:, None], labels[:, None].clamp(0, cells - 1)
     dx = cell % width - label % width
     dy = torch.div(cell, width, rounding_mode="floor") - torch.div(label, width, rounding_mode="floor")
-    inside = (dx.abs() <= radius) & (dy.abs() <= radius)
-    q = torch.exp(-(dx * dx + dy * dy).to(dtype) / (2 * sigma * sigma)) * inside
-    return q / q.sum(1, keepdim=True)
+    inside = (dx.abs() <= radius) & (dy.abs() <= radius) & (x != -torch.inf)
+    q = torch.exp(-(dx * dx + dy * dy).to(x.dtype) / (2 * sigma * sigma)) * inside
+    total = q.sum(1, keepdim=True)
+    return q / torch.where(total == 0, 1, total)
 
 
 def _scores(corr: Tensor, keep: Tensor, temperature: float) -> Tensor:
@@ -38,15 +41,15 @@ def masked_contrastive_loss(
     keep = kept(labels, mask)
     x = _scores(corr, keep, temperature)
     logsumexp = x.logsumexp(1)
-    if sigma == 0:
-        positive = x.gather(1, labels.clamp(0, corr.shape[1] - 1)[:, None]).squeeze(1)
-    else:  # a score of -inf with goal 0 has no say: 0 * -inf must not be formed
-        q = smoothed(labels, corr.shape[1], width, sigma, radius, x.dtype)
-        positive = (q * x.masked_fill(q == 0, 0)).sum(1)
+    positive = x.gather(1, labels.clamp(0, corr.shape[1] - 1)[:, None]).squeeze(1)
+    if sigma != 0:  # a score of -inf with goal 0 has no say: 0 * -inf must not be formed
+        q = smoothed(x, labels, width, sigma, radius)
+        excluded = positive == -torch.inf  # costs infinitely much, whatever its neighbours
+        positive = (q * x.masked_fill(q == 0, 0)).sum(1) - torch.zeros_like(positive).masked_fill(excluded, torch.inf)
     # A column with nothing admissible: its label is on an excluded entry too.
     loss = torch.where(logsumexp == -torch.inf, torch.inf, logsumexp - positive)
     # A label that names no cell must not pass as a number, in the gradient neither.
-    loss = loss * torch.where(labels >= corr.shape[1], torch.nan, 1)
+    loss = loss * torch.ones_like(loss).masked_fill(labels >= corr.shape[1], torch.nan)
     if weight is not None:
         loss = loss * weight.detach().to(loss.dtype)
     loss, count = torch.where(keep, loss, 0), keep.sum()
@@ -70,7 +73,7 @@ def masked_contrastive_loss_backward(
         label = labels.clamp(0, corr.shape[1] - 1)[:, None]
         out.scatter_add_(1, label, torch.full_like(label, -1, dtype=out.dtype))
     else:
-        out -= smoothed(labels, corr.shape[1], width, sigma, radius, x.dtype)
+        out -= smoothed(x, labels, width, sigma, radius)
     out.masked_fill_((labels >= corr.shape[1])[:, None], torch.nan)
     factor = grad / count.clamp(min=1) if reduction == "mean" else grad
     if weight is not None:

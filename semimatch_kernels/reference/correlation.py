@@ -11,24 +11,20 @@ from torch import Tensor
 from .._checks import accumulate_dtype
 
 
-def inverse_norm(features: Tensor, normalize: str, eps: float) -> tuple[Tensor, Tensor]:
-    """Factor [B,1,N] that normalises ``features`` [B,C,N], and its derivative by the sum of squares.
-
-    normalize: "inside" 1/sqrt(q + eps), "added" 1/(sqrt(q) + eps), "clamped" 1/max(sqrt(q), eps), q the sum of squares.
-    At q = 0 the root of "added" has derivative 0, as the zero vector has no direction.
-    """
+def _norm(features: Tensor) -> Tensor:
+    """Length [B,1,N] of each vector, with derivative 0 at the zero vector, which has no direction."""
     square = features.square().sum(1, keepdim=True)
-    if normalize == "inside":
-        factor = (square + eps).rsqrt()
-        return factor, -0.5 * factor / (square + eps)
     zero = square == 0
-    norm = torch.where(zero, 1, square).sqrt().masked_fill(zero, 0)
-    slope = torch.where(zero, 0, 0.5 / torch.where(zero, 1, norm))  # of the norm, by q
-    if normalize == "added":
-        factor = 1 / (norm + eps)
-    else:
-        factor, slope = 1 / norm.clamp(min=eps), slope.masked_fill(norm < eps, 0)
-    return factor, -slope * factor.square()
+    return torch.where(zero, 1, square).sqrt().masked_fill(zero, 0)
+
+
+def inverse_norm(features: Tensor, normalize: str, eps: float) -> Tensor:
+    """Factor [B,1,N] that normalises ``features`` [B,C,N], with q the sum of squares: "inside" 1/sqrt(q + eps), "added"
+    1/(sqrt(q) + eps), "clamped" 1/max(sqrt(q), eps)."""
+    if normalize == "inside":
+        return (features.square().sum(1, keepdim=True) + eps).rsqrt()
+    norm = _norm(features)
+    return 1 / (norm + eps) if normalize == "added" else 1 / norm.clamp(min=eps)
 
 
 def normalized(features: Tensor, normalize: str, eps: float) -> Tensor:
@@ -36,22 +32,31 @@ def normalized(features: Tensor, normalize: str, eps: float) -> Tensor:
     if normalize == "none":
         return features
     wide = features.to(accumulate_dtype(features.dtype))
-    return (wide * inverse_norm(wide, normalize, eps)[0]).to(features.dtype)
+    return (wide * inverse_norm(wide, normalize, eps)).to(features.dtype)
 
 
 def normalized_backward(features: Tensor, normalize: str, eps: float, grad: Tensor) -> Tensor:
-    """Gradient by ``features`` of `normalized`, given that by its result."""
+    """Gradient by ``features`` of `normalized`, given that by its result: factor (g - (g . f factor) u), with u the
+    direction in which the factor changes."""
     if normalize == "none":
         return grad.to(features.dtype)
     wide, grad = features.to(accumulate_dtype(features.dtype)), grad.to(accumulate_dtype(features.dtype))
-    factor, slope = inverse_norm(wide, normalize, eps)
-    along = (grad * wide).sum(1, keepdim=True)
-    return (factor * grad + 2 * slope * along * wide).to(features.dtype)
+    factor = inverse_norm(wide, normalize, eps)
+    unit = wide * factor
+    along = (grad * unit).sum(1, keepdim=True)
+    if normalize != "inside":
+        norm = _norm(wide)
+        unit = wide / torch.where(norm == 0, 1, norm)
+    if normalize == "clamped":
+        unit = unit.masked_fill(norm < eps, 0)
+    return (factor * (grad - along * unit)).to(features.dtype)
 
 
-def divisor(scale: str, channels: int) -> float:
-    """What products over ``channels`` are divided by: 1, sqrt(C) or C."""
-    return {"none": 1.0, "sqrt_channels": channels**0.5, "channels": float(channels)}[scale]
+def divisors(scale: str, channels: int) -> tuple[float, float]:
+    """What the features of each side are divided by, so that their product over ``channels`` is by 1, sqrt(C) or C: the
+    features, because a half-precision product may overflow before it is divided."""
+    root = channels**0.5
+    return {"none": (1.0, 1.0), "sqrt_channels": (root, 1.0), "channels": (root, root)}[scale]
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
@@ -70,21 +75,23 @@ def correlate(src: Tensor, trg: Tensor) -> Tensor:
     return product(src.transpose(1, 2), trg)
 
 
-def _products(src: Tensor, trg: Tensor, normalize: str, eps: float, scale: str) -> Tensor:
-    corr = correlate(normalized(src, normalize, eps), normalized(trg, normalize, eps))
-    return corr if scale == "none" else corr / divisor(scale, src.shape[1])
+def _sides(src: Tensor, trg: Tensor, normalize: str, eps: float, scale: str, dtype: torch.dtype) -> list[Tensor]:
+    """Both sides normalised and divided, in the dtype that their product is taken in."""
+    sides = [normalized(f.to(dtype), normalize, eps) for f in (src, trg)]
+    return [side / by if by != 1 else side for side, by in zip(sides, divisors(scale, src.shape[1]), strict=True)]
 
 
 def correlation(
     src: Sequence[Tensor], trg: Sequence[Tensor], normalize: str, eps: float, scale: str, relu: bool, power: int,
     out_dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    """Levels ``src[l]`` [B,C_l,S], ``trg[l]`` [B,C_l,T] -> [B,L,S,T]: products, divided, ReLU, power."""
+    """Levels ``src[l]`` [B,C_l,S], ``trg[l]`` [B,C_l,T] -> [B,L,S,T]: products, in the wider of their dtype and
+    ``out_dtype``; divided; ReLU; power, in the accumulate dtype."""
     out = []
     for s, t in zip(src, trg, strict=True):
-        corr = _products(s, t, normalize, eps, scale)
+        corr = correlate(*_sides(s, t, normalize, eps, scale, torch.promote_types(s.dtype, out_dtype)))
         corr = corr.relu() if relu else corr
-        out.append((corr**power if power != 1 else corr).to(out_dtype))
+        out.append((corr.to(accumulate_dtype(corr.dtype)) ** power if power != 1 else corr).to(out_dtype))
     return torch.stack(out, 1)
 
 
@@ -92,19 +99,21 @@ def correlation_backward(
     src: Sequence[Tensor], trg: Sequence[Tensor], normalize: str, eps: float, scale: str, relu: bool, power: int,
     out_dtype: torch.dtype, grad: Tensor,
 ) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
-    """Gradients by each level of ``src`` and ``trg``, given ``grad`` [B,L,S,T]; computes the products again where the
+    """Gradient by each level of ``src`` and ``trg``, given ``grad`` [B,L,S,T]; computes the products again where the
     epilogue needs them."""
     grads_src, grads_trg = [], []
     for level, (s, t) in enumerate(zip(src, trg, strict=True)):
-        g = grad[:, level].to(accumulate_dtype(s.dtype))
+        dtype = torch.promote_types(s.dtype, out_dtype)
+        sides = _sides(s, t, normalize, eps, scale, dtype)
+        g = grad[:, level].to(accumulate_dtype(dtype))
         if relu or power != 1:
-            corr = _products(s, t, normalize, eps, scale).to(g.dtype)
+            corr = correlate(*sides).to(g.dtype)
             if power != 1:
                 g = g * (power * corr ** (power - 1))
             if relu:  # at NaN it passes, as in PyTorch's own
                 g = torch.where(corr <= 0, 0, g)
-        g = (g / divisor(scale, s.shape[1])).to(s.dtype)
-        ns, nt = normalized(s, normalize, eps), normalized(t, normalize, eps)
-        grads_src.append(normalized_backward(s, normalize, eps, product(nt, g.transpose(1, 2))))
-        grads_trg.append(normalized_backward(t, normalize, eps, product(ns, g)))
+        g, by = g.to(dtype), divisors(scale, s.shape[1])
+        by_side = product(sides[1], g.transpose(1, 2)) / by[0], product(sides[0], g) / by[1]
+        grads_src.append(normalized_backward(s.to(dtype), normalize, eps, by_side[0]).to(s.dtype))
+        grads_trg.append(normalized_backward(t.to(dtype), normalize, eps, by_side[1]).to(t.dtype))
     return grads_src, grads_trg

@@ -46,8 +46,10 @@ class _Features:
         self.raw, self.how = (src, trg), (normalize, eps)
         self.masks = source_mask, target_mask
         # Zero where masked out: a NaN there must not reach the other side's gradient as 0 * NaN.
+        # In the accumulate dtype: what follows is computed there, and would see the rounding of a half product.
+        wide = accumulate_dtype(src.dtype)
         self.src, self.trg = (
-            _kept(normalized(f, *self.how), mask) for f, mask in zip(self.raw, self.masks, strict=True)
+            _kept(normalized(f, *self.how), mask).to(wide) for f, mask in zip(self.raw, self.masks, strict=True)
         )
 
     def corr(self, block: slice) -> Tensor:
@@ -60,8 +62,7 @@ class _Features:
         return tuple(torch.cat(outputs, 1) for outputs in zip(*parts, strict=True))
 
     def gradient(self, op: BlockGradient) -> tuple[Tensor, Tensor]:
-        wide = accumulate_dtype(self.src.dtype)
-        grad_src, grad_trg = torch.zeros_like(self.src, dtype=wide), torch.empty_like(self.trg, dtype=wide)
+        grad_src, grad_trg = torch.zeros_like(self.src), torch.empty_like(self.trg)
         for block in _blocks(self.trg.shape[2]):
             by_corr = op(self.corr(block), block)
             grad_src += product(self.trg[:, :, block], by_corr.transpose(1, 2))

@@ -46,8 +46,8 @@ def match(corr: Tensor, grid: Grid, temperature: float) -> tuple[Tensor, Tensor,
     """
     c = corr.to(accumulate_dtype(corr.dtype))
     p, shifted, log_total, top = _softmax(c, temperature)
-    # p ln p -> 0 for an excluded cell; 0 * -inf must not be formed.
-    mean_shifted = (p * shifted.masked_fill(c == -torch.inf, 0)).sum(1)
+    # p ln p -> 0 for an excluded cell, or one so far below that its score overflows; 0 * -inf must not be formed.
+    mean_shifted = (p * shifted.masked_fill(shifted == -torch.inf, 0)).sum(1)
     index = corr.argmax(1)
     position_x, position_y = cell_positions(grid, c.dtype, c.device)
     coords = torch.stack([(p * position_x[:, None]).sum(1), (p * position_y[:, None]).sum(1)], -1)
@@ -76,7 +76,7 @@ def match_backward(
             out += (position[:, None] - coords[..., axis][:, None]) * grad_coords[..., axis][:, None]
     if grad_entropy is not None:
         # -ln p - H, the entropy's slope by p, without its infinite end
-        surprise = log_total - shifted.masked_fill(c == -torch.inf, 0)
+        surprise = log_total - shifted.masked_fill(shifted == -torch.inf, 0)
         out += (surprise - entropy[:, None]) * grad_entropy[:, None]
     if grad_logsumexp is not None:
         out += grad_logsumexp[:, None]
@@ -177,12 +177,11 @@ def dual_softmax_backward(
     corr: Tensor, temperature: float, log: bool, target_logsumexp: Tensor, source_logsumexp: Tensor, grad: Tensor
 ) -> Tensor:
     """Gradient by ``corr``: with h the gradient by the log-probability, 2 h - p_t sum_s h - p_s sum_t h, divided."""
-    x = corr.to(accumulate_dtype(corr.dtype)) / temperature
-    excluded = x == -torch.inf
-    p_target, p_source = (
-        (x - total.masked_fill(total == -torch.inf, 0)).exp()
-        for total in (target_logsumexp[:, None], source_logsumexp[:, :, None])
-    )
+    c = corr.to(accumulate_dtype(corr.dtype))
+    excluded = c == -torch.inf
+    # Not from the log-sum-exps, which have lost the digits of a large score.
+    p_target = _softmax(c, temperature)[0]
+    p_source = _softmax(c.transpose(1, 2), temperature)[0].transpose(1, 2)
     h = (grad if log else grad * (p_target * p_source)).masked_fill(excluded, 0)
     out = 2 * h - p_target * h.sum(1, keepdim=True) - p_source * h.sum(2, keepdim=True)
     return (out / temperature).to(corr.dtype)

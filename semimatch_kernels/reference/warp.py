@@ -9,20 +9,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from .._checks import Grid
+from .._checks import Grid, accumulate_dtype
 from .correlation import without_autocast
 
 # A warped pixel counts as valid when its whole 2x2 support lies inside; the margin absorbs float32 rounding.
 FULL_SUPPORT = 0.9999
 
 
-def output_positions(grid: Grid, corner_aligned: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+def output_positions(
+    grid: Grid, corner_aligned: bool, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Normalised x [W] and y [H] of the output pixels: pixel centres, or corner-aligned (first -1, last +1)."""
 
     def axis(n: int) -> Tensor:
         if corner_aligned:
-            return torch.linspace(-1, 1, n, device=device)
-        return (2 * torch.arange(n, device=device, dtype=torch.float32) + 1) / n - 1
+            return torch.linspace(-1, 1, n, dtype=dtype, device=device)
+        return (2 * torch.arange(n, dtype=dtype, device=device) + 1) / n - 1
 
     return axis(grid[1]), axis(grid[0])
 
@@ -77,8 +79,8 @@ def tps_positions(theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def sampling_grid(theta: Tensor, size: Grid, kind: str, corner_aligned: bool) -> Tensor:
     """Where each output pixel is read, [B,H,W,2] (x, y) normalised; ``theta`` [B,6], [B,18] or [B,24] by ``kind``."""
-    theta = theta.float()
-    x, y = output_positions(size, corner_aligned, theta.device)
+    theta = theta.to(accumulate_dtype(theta.dtype))
+    x, y = output_positions(size, corner_aligned, theta.dtype, theta.device)
     x, y = x[None, :], y[:, None]
     if kind != "affine":
         x, y = tps_positions(theta[:, -18:], x, y)
@@ -103,7 +105,8 @@ def warp(image: Tensor, theta: Tensor, kind: str, interpolation: str, released: 
 
 
 def _warp(image: Tensor, theta: Tensor, kind: str, interpolation: str, released: bool) -> tuple[Tensor, Tensor]:
-    size = (image.shape[2], image.shape[3])
+    dtype, size = image.dtype, (image.shape[2], image.shape[3])
+    image = image.to(accumulate_dtype(dtype))  # half precision has too few digits for a position on a picture
     valid = torch.ones(image.shape[0], 1, *size, dtype=image.dtype, device=image.device)
     for positions in _stages(theta, size, kind, released):
         positions = positions.to(image.dtype)
@@ -112,7 +115,7 @@ def _warp(image: Tensor, theta: Tensor, kind: str, interpolation: str, released:
             inside = (positions.abs() < 1).all(-1)[:, None]
         image = grid_sample(image, positions, mode=interpolation, align_corners=False) * inside
         valid = grid_sample(valid, positions, mode="nearest", align_corners=False) * inside
-    return image, valid[:, 0] > 0
+    return image.to(dtype), valid[:, 0] > 0
 
 
 def warp_lookup(theta: Tensor, grid: Grid, kind: str, released: bool) -> tuple[Tensor, Tensor]:
@@ -128,7 +131,7 @@ def warp_lookup(theta: Tensor, grid: Grid, kind: str, released: bool) -> tuple[T
         )
         read = (read_y * width + read_x).flatten(1)
         if released:  # the bilinear support must lie inside, in nearest mode too
-            ones = torch.ones(batch, 1, height, width, device=theta.device)
+            ones = torch.ones(batch, 1, height, width, dtype=positions.dtype, device=theta.device)
             inside = (grid_sample(ones, positions, align_corners=False) >= FULL_SUPPORT).flatten(1)
         else:
             inside = (positions.abs() < 1).all(-1).flatten(1)
