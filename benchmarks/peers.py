@@ -125,7 +125,7 @@ SUBJECTS = [
         "dual_softmax", "dual_softmax", _matrix,
         lambda c, backend: smk.dual_softmax(c, TEMPERATURE, backend=backend),
         lambda c: library.definition("dual_softmax")(c, TEMPERATURE, False)[0],
-        {"softmax * softmax": lambda c: (c / TEMPERATURE).softmax(1) * (c / TEMPERATURE).softmax(2)},
+        {"softmax * softmax": lambda c: (x := c / TEMPERATURE).softmax(1) * x.softmax(2)},
     ),
     Subject(
         "masked_contrastive_loss", "masked_contrastive_loss", _labelled,

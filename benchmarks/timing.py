@@ -65,5 +65,6 @@ def interleaved(steps: dict[str, Callable[[], object]], seconds: float) -> dict[
     samples: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, function in steps.items():
+            function()  # untimed: its own caches and memory, not those of the peer before
             samples[name].append(_seconds(function, calls[name]))
     return samples

@@ -33,15 +33,16 @@ SECONDS = 300  # a mutant that takes longer counts as killed
 # fmt: off
 MUTANTS: dict[str, list[tuple[str, str, str]]] = {
     "reference/correlation.py": [
-        ("constant", "factor = (square + eps).rsqrt()", "factor = 1 / (square.sqrt() + eps)"),
+        ("constant", "(features.square().sum(1, keepdim=True) + eps).rsqrt()",
+         "1 / (features.square().sum(1, keepdim=True).sqrt() + eps)"),
         ("edge", ".sqrt().masked_fill(zero, 0)", ".sqrt()"),
-        ("gradient", "0.5 / torch.where(zero, 1, norm)", "1 / torch.where(zero, 1, norm)"),
-        ("edge", "slope.masked_fill(norm < eps, 0)", "slope"),
+        ("gradient", "grad - along * unit", "grad - 2 * along * unit"),
+        ("edge", "unit = unit.masked_fill(norm < eps, 0)", "pass"),
         ("constant", "wide = features.to(accumulate_dtype(features.dtype))\n", "wide = features\n"),
-        ("gradient", "+ 2 * slope * along * wide", "+ slope * along * wide"),
+        ("gradient", "unit = wide / torch.where(norm == 0, 1, norm)", "pass"),
         ("constant", "enabled=False", "enabled=True"),
         ("tie", "torch.where(corr <= 0, 0, g)", "torch.where(corr < 0, 0, g)"),
-        ("gradient", "g = (g / divisor(scale, s.shape[1])).to", "g = g.to"),
+        ("gradient", "g.transpose(1, 2)) / by[0]", "g.transpose(1, 2))"),
     ],
     "reference/contrastive.py": [
         ("axis", "dx = cell % width - label % width", "dx = cell // width - label // width"),
@@ -62,7 +63,7 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
         ("tie", "index = corr.argmax(1)\n    position",
          "index = corr.shape[1] - 1 - corr.flip(1).argmax(1)\n    position"),
         ("constant", "(top / temperature + log_total).squeeze(1)", "(top + log_total).squeeze(1)"),
-        ("edge", "log_total - shifted.masked_fill(c == -torch.inf, 0)", "log_total - shifted"),
+        ("edge", "log_total - shifted.masked_fill(shifted == -torch.inf, 0)", "log_total - shifted"),
         ("sign", "out += grad_logsumexp", "out -= grad_logsumexp"),
         ("order", "wide = corr.to(accumulate_dtype(corr.dtype))  #", "wide = corr  #"),
         ("edge", "return torch.ones_like(dx)", "return (dx.abs() <= width).to(dtype)"),
@@ -135,7 +136,7 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
     ],
     "dual.py": [
         ("mask", "admissible(corr, source_mask, target_mask)", "admissible(corr, source_mask, None)"),
-        ("constant", "temperature = temperature * divisor", "temperature = temperature / divisor"),
+        ("constant", "temperature * by[0] * by[1]", "temperature / by[0] / by[1]"),
         ("axis", "((per_target, target_index), (per_source, source_index))",
          "((per_target, source_index), (per_source, target_index))"),
     ],

@@ -109,6 +109,13 @@ def check_temperature(temperature: object) -> float:
     return value
 
 
+def check_flag(value: object, name: str) -> bool:
+    """True or False: a number or a text in its place is a mistake."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {describe(value)}")
+    return value
+
+
 def check_choice(value: object, name: str, choices: Sequence[str]) -> str:
     """One of ``choices``."""
     if not isinstance(value, str) or value not in choices:
@@ -150,7 +157,7 @@ def check_features(src: object, trg: object, names: tuple[str, str] = ("src", "t
             raise ValueError(f"{name}: expected at least one channel and one cell, got shape {tuple(value.shape)}")
     if src.shape[:2] != trg.shape[:2]:
         raise ValueError(
-            f"{names[0]} and {names[1]}: expected the same batch and channels, "
+            f"{names[0]} and {names[1]}: expected the same batch and channels [B,C,*grid] (tokens [B,N,C] need .mT), "
             f"got {tuple(src.shape)} and {tuple(trg.shape)}"
         )
     if src.dtype != trg.dtype:

@@ -78,11 +78,12 @@ def correlation(
     normalize, eps = _checks.check_normalize(normalize, eps)
     _checks.check_choice(scale, "scale", ("none", "sqrt_channels", "channels"))
     power = _checks.check_count(power, "power", 1)
+    relu, mutual = _checks.check_flag(relu, "relu"), _checks.check_flag(mutual, "mutual")
     if out_dtype is not None and out_dtype not in _checks.FLOATS:
         raise TypeError(f"out_dtype: expected a floating dtype or None, got {out_dtype!r}")
     chosen = choose("correlation", backend, src[0])
     src, trg = [s.flatten(2) for s in src], [t.flatten(2) for t in trg]
     out_dtype = src[0].dtype if out_dtype is None else out_dtype
-    corr = library.run("correlation", chosen, src, trg, normalize, eps, scale, bool(relu), power, out_dtype)
+    corr = library.run("correlation", chosen, src, trg, normalize, eps, scale, relu, power, out_dtype)
     corr = corr if levels else corr.squeeze(1)
     return mutual_filter(corr) if mutual else corr

@@ -46,8 +46,9 @@ def dual_softmax(
     temperature = _checks.check_temperature(temperature)
     _checks.check_mask(source_mask, "source_mask", tuple(corr.shape[:2]), corr, "corr")
     _checks.check_mask(target_mask, "target_mask", (corr.shape[0], corr.shape[2]), corr, "corr")
+    log = _checks.check_flag(log, "log")
     chosen = choose("dual_softmax", backend, corr)
-    return library.run("dual_softmax", chosen, admissible(corr, source_mask, target_mask), temperature, bool(log))[0]
+    return library.run("dual_softmax", chosen, admissible(corr, source_mask, target_mask), temperature, log)[0]
 
 
 def dual_softmax_features(
@@ -81,7 +82,7 @@ def dual_softmax_features(
     """
     sides = check_sides(src, trg, source_mask, target_mask)
     temperature = _checks.check_temperature(temperature)
-    how = _checks.check_normalize(normalize, eps)
+    how, log = _checks.check_normalize(normalize, eps), _checks.check_flag(log, "log")
     _checks.check_choice(scale, "scale", ("none", "sqrt_channels", "channels"))
     if not isinstance(source_index, Tensor) or source_index.dim() != 2 or source_index.dtype != torch.int64:
         raise TypeError(f"source_index: expected int64 [B,K], got {_checks.describe(source_index)}")
@@ -98,7 +99,7 @@ def dual_softmax_features(
         source_mask=source_mask, target_mask=target_mask, backend=backend,
     )  # fmt: skip
     rows, columns = (
-        _cells(normalized(f, *how), index, mask).to(per_target.logsumexp.dtype)
+        _cells(f, index, mask, how).to(per_target.logsumexp.dtype)
         for f, index, mask in ((sides.src, source_index, source_mask), (sides.trg, target_index, target_mask))
     )
     score = (rows * columns).sum(1) / temperature
@@ -112,8 +113,8 @@ def dual_softmax_features(
     return log_p if log else log_p.exp()
 
 
-def _cells(features: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
-    """The vectors [B,C,K] of the cells ``index`` [B,K] of ``features`` [B,C,N]; 0 where masked out, so that a NaN there
-    does not reach the other side's gradient."""
-    vectors = features.gather(2, index[:, None].expand(-1, features.shape[1], -1))
-    return vectors if mask is None else vectors.masked_fill(~mask.gather(1, index)[:, None], 0)
+def _cells(features: Tensor, index: Tensor, mask: Tensor | None, how: tuple[str, float]) -> Tensor:
+    """The normalised vectors [B,C,K] of the cells ``index`` [B,K] of ``features`` [B,C,N]; 0 where masked out, so that
+    a NaN there does not reach a gradient."""
+    features = features if mask is None else features.masked_fill(~mask[:, None], 0)
+    return normalized(features, *how).gather(2, index[:, None].expand(-1, features.shape[1], -1))

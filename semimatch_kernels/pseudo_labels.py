@@ -120,10 +120,11 @@ def pseudo_labels(
     _checks.check_mask(source_mask, "source_mask", (batch, sources), corr, "corr")
     _checks.check_mask(target_mask, "target_mask", (batch, targets), corr, "corr")
     cell, valid = _check_lookup(lookup, (batch, targets), corr)
+    forward_backward = _checks.check_flag(forward_backward, "forward_backward")
     chosen = choose("pseudo_labels", backend, corr)
     out = library.run(
         "pseudo_labels", chosen, admissible(corr, source_mask, target_mask), source_grid, target_grid, temperature,
-        float(threshold), float(uncertainty), src_box, trg_box, bool(forward_backward), float(alpha1), float(alpha2),
+        float(threshold), float(uncertainty), src_box, trg_box, forward_backward, float(alpha1), float(alpha2),
         sampling, float(entropy_eps), cell, valid,
     )  # fmt: skip
     return PseudoLabels(*out)
