@@ -49,8 +49,7 @@ _DEFINITIONS = (correlation, mutual, matching, contrastive, features, consistenc
 
 def definition(name: str) -> Callable:
     """The function of `reference` that defines op ``name``; differentiable by autograd, any number of times."""
-    found = [vars(module).get(name) for module in _DEFINITIONS]
-    return next(f for f in found if f is not None and f.__module__ in {m.__name__ for m in _DEFINITIONS})
+    return next(vars(module)[name] for module in _DEFINITIONS if name in vars(module))
 
 
 def _in_layout(result: Tensor, corr: Tensor) -> Tensor:

@@ -117,6 +117,7 @@ def test_the_default_dtype_changes_nothing(case, qualified):
         assert a.dtype == b.dtype and torch.equal(a, b)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # torch.func's own
 def test_forward_mode_says_what_to_do():
     corr = torch.randn(1, 6, 4)
     with pytest.raises(RuntimeError, match=r"forward-mode AD.*reference\.matching\.match instead"):
