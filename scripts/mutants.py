@@ -167,8 +167,10 @@ FIRST = {
     "coordinates.py": ("published",), "dual.py": ("published",), "contrastive.py": ("published",),
     "pseudo_labels.py": ("published",), "matching.py": ("published", "properties"),
 }  # fmt: skip
-THEN = ("labels", "killed", "accuracy", "published", "contrastive", "correlation", "properties", "golden", "match",
-        "registration", "arguments", "offsets", "hygiene", "memory")  # fmt: skip
+THEN = (
+    "labels", "killed", "accuracy", "published", "published_losses", "limits", "contrastive", "correlation",
+    "properties", "golden", "match", "registration", "arguments", "offsets", "hygiene", "memory",
+)  # fmt: skip
 # Other backends do not run the definitions; opcheck looks at shapes; the rest is slow.
 SELECTION = "not triton and not opcheck and not cuda and not peak and not scratch and not huge"
 
@@ -272,6 +274,7 @@ def main() -> int:
         print("\n".join(f"{name} {kind}: {old!r} -> {new!r}" for name, (_, kind, old, new) in chosen.items()))
         return 0
     os.environ.setdefault("SEMIMATCH_SHARED", str(ROOT.parent / "shared"))
+    os.environ["SEMIMATCH_BACKEND"] = "reference"  # where no test says otherwise: the definitions are what is mutated
     torch.set_num_threads(1)
     context, began, survived = multiprocessing.get_context("fork"), time.monotonic(), 0
     with tempfile.TemporaryDirectory() as parent:
