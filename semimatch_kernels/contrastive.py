@@ -22,7 +22,8 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 @dataclass(frozen=True)
 class GaussianTarget:
     """Instead of all on the label, the goal is a Gaussian of ``sigma`` cells on the square of ``radius`` cells round it
-    (None = 3 sigma, rounded up), inside the ``grid`` (H, W) of the side that is reduced over, normalised to 1."""
+    (None = 3 sigma, rounded up), inside the ``grid`` (H, W) of the side that is reduced over, over the cells that are
+    not excluded, normalised to 1."""
 
     sigma: float
     grid: tuple[int, int]

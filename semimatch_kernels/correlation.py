@@ -31,7 +31,7 @@ def correlation(
         normalize: divide each feature vector by its length first, which makes the product a cosine. False = no; True or
             "inside" = sqrt(sum of squares + eps), so that a zero vector gives exactly 0; "added" = sqrt(sum of squares)
             + eps; "clamped" = max(sqrt(sum of squares), eps), as torch.nn.functional.normalize.
-        eps: see normalize; at least 0.
+        eps: see normalize; at least 0, and with 0 a zero vector gives NaN.
         relu: set negative correlations to 0. mutual: apply `mutual_filter` to the result.
         out_dtype: dtype of the result; None = that of the features.
         scale: what the products are divided by: "none", "sqrt_channels" (of each level) or "channels".
@@ -42,8 +42,8 @@ def correlation(
     Returns:
         [B,S,T], source x target; for L levels [B,L,S,T]. S and T are the products of the grids.
 
-    Gradient: to both sides, once. Products are taken in the dtype of the features (under autocast too), sums of squares
-        in float32 or wider.
+    Gradient: to both sides, once. Products are taken in the dtype of the features (under autocast too), or in out_dtype
+        where that is wider; sums of squares in float32 or wider.
     Raises: TypeError / ValueError naming the argument; `BackendError` when the backend asked for cannot run.
     Cost: 2 B S T C flops a level forward, 4 B S T C backward (6 with relu or power, where the products are formed
         again); forward reads B (S + T) C and writes B S T elements a level. mutual adds `mutual_filter`.

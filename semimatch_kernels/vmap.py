@@ -21,8 +21,7 @@ def _fold(value, dim, size: int):
         return [_fold(v, d, size) for v, d in zip(value, dims, strict=True)]
     if not isinstance(value, Tensor):
         return value
-    value = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
-    return value.flatten(0, 1)
+    return _mapped(value, dim, size).flatten(0, 1)
 
 
 def _mapped(value: Tensor, dim: int | None, size: int) -> Tensor:
