@@ -78,9 +78,9 @@ def _reference_kernel(name: str) -> Callable:
 # --- Triton: the launchers are imported at their first call, so that importing the library stays cheap
 def _triton_kernel(name: str) -> Callable:
     def kernel(*args):
-        from .triton import match as launchers
+        from .triton import launcher
 
-        return getattr(launchers, name)(*args)
+        return launcher(name)(*args)
 
     kernel.__name__ = f"{name}_triton"
     return kernel

@@ -44,10 +44,10 @@ OPS: dict[str, Op] = {
     "correlation_backward": Op(f"({_LEVELS}, Tensor grad) -> (Tensor[], Tensor[])"),
     "mutual_filter": Op(
         "(Tensor corr, float? eps) -> (Tensor filtered, Tensor row_index, Tensor column_index)",
-        ("cpu",), inputs=(0,), outputs=(0,), saved=(1, 2),
+        ("cpu", "triton"), inputs=(0,), outputs=(0,), saved=(1, 2),
     ),
     "mutual_filter_backward": Op(
-        "(Tensor corr, float? eps, Tensor row_index, Tensor column_index, Tensor grad) -> Tensor", ("cpu",)
+        "(Tensor corr, float? eps, Tensor row_index, Tensor column_index, Tensor grad) -> Tensor", ("cpu", "triton")
     ),
     "match": Op(
         f"({_MATCH}) -> ({_SIDE.format('')})",
@@ -67,10 +67,10 @@ OPS: dict[str, Op] = {
     ),
     "match_features": Op(
         f"({_FEATURES}, {_NORM}) -> ({_SIDE.format('')})",
-        inputs=(0, 1), outputs=(0, 1, 2, 3), saved=(0, 1, 2, 3, 4),
+        ("triton",), inputs=(0, 1), outputs=(0, 1, 2, 3), saved=(0, 1, 2, 3, 4),
     ),
     "match_features_backward": Op(
-        f"({_FEATURES}, {_NORM}, {_SIDE.format('')}, {_GRADS.format('')}) -> (Tensor, Tensor)"
+        f"({_FEATURES}, {_NORM}, {_SIDE.format('')}, {_GRADS.format('')}) -> (Tensor, Tensor)", ("triton",)
     ),
     "soft_argmax": Op(
         f"({_MATCH}, str window, float width) -> (Tensor coords, Tensor index)",
@@ -98,19 +98,21 @@ OPS: dict[str, Op] = {
     ),
     "masked_contrastive_loss": Op(
         f"(Tensor corr, {_LABELS}, {_LOSS}) -> (Tensor loss, Tensor logsumexp, Tensor count)",
-        ("cpu",), inputs=(0,), outputs=(0,), saved=(1, 2),
+        ("cpu", "triton"), inputs=(0,), outputs=(0,), saved=(1, 2),
     ),
     "masked_contrastive_loss_backward": Op(
-        f"(Tensor corr, {_LABELS}, {_LOSS}, Tensor logsumexp, Tensor count, Tensor grad) -> Tensor", ("cpu",)
+        f"(Tensor corr, {_LABELS}, {_LOSS}, Tensor logsumexp, Tensor count, Tensor grad) -> Tensor",
+        ("cpu", "triton"),
     ),
     "masked_contrastive_loss_features": Op(
         f"(Tensor src, Tensor trg, {_LABELS}, Tensor? source_mask, {_LOSS}, {_NORM})"
         " -> (Tensor loss, Tensor logsumexp, Tensor count)",
-        inputs=(0, 1), outputs=(0,), saved=(1, 2),
+        ("triton",), inputs=(0, 1), outputs=(0,), saved=(1, 2),
     ),
     "masked_contrastive_loss_features_backward": Op(
         f"(Tensor src, Tensor trg, {_LABELS}, Tensor? source_mask, {_LOSS}, {_NORM},"
-        " Tensor logsumexp, Tensor count, Tensor grad) -> (Tensor, Tensor)"
+        " Tensor logsumexp, Tensor count, Tensor grad) -> (Tensor, Tensor)",
+        ("triton",),
     ),
     "forward_backward_mask": Op(
         "(Tensor index_own, Tensor index_other, SymInt[2] own, SymInt[2] other, float alpha1, float alpha2,"

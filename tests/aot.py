@@ -7,6 +7,7 @@ a list of `Compiled` as JSON. A process whose kernels are interpreted cannot com
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import re
@@ -24,9 +25,24 @@ from semimatch_kernels.triton import configs
 
 ITEMSIZE = {"fp32": 4, "bf16": 2}
 
+#: Arguments that are sizes, which are multiples of 16 in some variants.
+SIZES = ("reduced", "kept", "rows", "columns", "channels", "cells", "terms", "all_cells", "here", "entries")
+
 #: Bytes of shared memory that a block may use, by compute capability.
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 
+# fmt: off
+#: The kernels that take a tile of each kind from `configs.Architecture.from_features`.
+FROM_FEATURES = {
+    "forward": (
+        "match_features.match_features_fwd_kernel", "contrastive_features.contrastive_features_fwd_kernel",
+    ),
+    "slopes": (
+        "match_features.match_features_slopes_kernel", "contrastive_features.contrastive_features_slopes_kernel",
+    ),
+}
+
+# fmt: on
 #: "even": sizes and strides are multiples of 16, the reduced side is not split, every gradient is there.
 #: "split": it is split, and only the gradient of coords is there. "odd": as "even", but nothing is known of sizes
 #: and strides. The last two are compiled for one architecture, to save time.
@@ -47,11 +63,13 @@ class Case:
     variant: str
     contiguous: tuple[str, ...]  #: the strides that are 1
     num_warps: int
-    constants: tuple[tuple[str, int], ...]
+    constants: tuple[tuple[str, int | str], ...]
+    num_stages: int | None = None  #: None = Triton's default
 
     def __str__(self) -> str:
-        constants = ", ".join(f"{name}={int(value)}" for name, value in self.constants)
-        return f"{self.kernel} {self.dtype} sm_{self.capability} {self.variant} ({constants})"
+        constants = ", ".join(f"{n}={v if isinstance(v, str) else int(v)}" for n, v in self.constants)
+        layout = " ".join(self.contiguous)
+        return f"{self.kernel} {self.dtype} sm_{self.capability} {self.variant} ({constants}; {layout})"
 
 
 @dataclass(frozen=True)
@@ -66,6 +84,7 @@ class Compiled:
     local: int  #: bytes of local memory of a thread
     shared: int  #: bytes of a block
     load_bytes: int  #: of the widest load of entries from global memory
+    products: str  #: the instruction of the tensor cores that the PTX has, "" if it has none
 
 
 def cases(capability: int) -> list[Case]:
@@ -117,6 +136,9 @@ def _cases(capability: int) -> Iterator[Case]:
             "match_both.match_both_bwd_kernel", dtype, ("stride_column",), backward.num_warps,
             BLOCK_R=backward.block_rows, BLOCK_C=backward.block_columns,
         )  # fmt: skip
+    yield from _from_correlation(capability)
+    yield from _mutual(capability)
+    yield from _from_features(capability)
     merge = arch.merge
     yield from case(
         "online_softmax.merge_partials_kernel", "fp32", (), merge.num_warps,
@@ -124,27 +146,135 @@ def _cases(capability: int) -> Iterator[Case]:
     )  # fmt: skip
 
 
+def _from_correlation(capability: int) -> Iterator[Case]:
+    """The kernels of the contrastive loss that read a correlation."""
+    arch = configs.ARCHITECTURES[capability]
+    for dtype, itemsize in ITEMSIZE.items():
+        for name, tiles in (("fwd", arch.forward), ("bwd", arch.backward)):
+            for (reduced_fast, _, tile_itemsize), tile in tiles.items():
+                if tile_itemsize != itemsize:
+                    continue
+                stride = "stride_r" if reduced_fast else "stride_k"
+                strides = (stride,) if name == "fwd" else (stride, f"grad_{stride}")
+                constants = {"REDUCED_FAST": reduced_fast, "BLOCK_R": tile.reduced, "BLOCK_K": tile.kept}
+                if name == "fwd":
+                    constants["UNROLL"] = tile.unroll
+                for variant in VARIANTS[capability]:
+                    if name == "fwd" or variant != "split":  # "split" is the same as "even"
+                        smooth = variant == "odd"
+                        fixed = (*constants.items(), ("SMOOTH", smooth))
+                        kernel = f"contrastive.contrastive_{name}_kernel"
+                        yield Case(kernel, dtype, capability, variant, strides, tile.num_warps, fixed)
+        for variant in VARIANTS[capability]:
+            sizes = {"BLOCK_PARTS": arch.merge.reduced, "BLOCK_K": arch.merge.kept, "SMOOTH": variant == "odd"}
+            yield Case("loss.merge_losses_kernel", dtype, capability, variant, (), 4, tuple(sizes.items()))
+
+
+def _mutual(capability: int) -> Iterator[Case]:
+    """The kernels of the mutual filter; rows or columns contiguous."""
+    tile = configs.ARCHITECTURES[capability].mutual
+    for dtype in ITEMSIZE:
+        for side, block in (("row", (tile.cells, tile.channels)), ("column", (tile.channels, tile.cells))):
+            sizes = (("BLOCK_R", block[0]), ("BLOCK_C", block[1]))
+            for variant in VARIANTS[capability]:
+                strides = (f"stride_{side}",)
+                if variant != "split":
+                    yield Case("mutual.maxima_kernel", dtype, capability, variant, strides, tile.num_warps, sizes)
+                fixed = (("HAS_EPS", variant == "odd"), *sizes)
+                if variant == "split":  # without a gradient
+                    strides += ("grad_b", "grad_row", "grad_column")
+                yield Case("mutual.filter_kernel", dtype, capability, variant, strides, tile.num_warps, fixed)
+    for name in ("merge_maxima_kernel", "take_from_maxima_kernel"):
+        sizes = (("BLOCK", tile.cells),)
+        yield Case(f"mutual.{name}", "fp32", capability, "even", (), tile.num_warps, sizes)
+
+
+def _from_features(capability: int) -> Iterator[Case]:
+    """The kernels that read features: cells contiguous, as a backbone gives them, or channels."""
+    arch = configs.ARCHITECTURES[capability]
+
+    def case(
+        kernel: str, dtype: str, contiguous: tuple[str, ...], tile, odd: bool | None = None, **constants: int | str
+    ) -> Iterator[Case]:  # fmt: skip
+        variants = ("odd",) if odd else VARIANTS[capability]
+        for variant in variants:
+            if variant == "split" and "fwd" not in kernel and "slopes" not in kernel:
+                continue  # the same as "even"
+            if variant == "odd" and odd is False:
+                continue
+            stages = getattr(tile, "num_stages", None)
+            yield Case(kernel, dtype, capability, variant, contiguous, tile.num_warps, tuple(constants.items()), stages)
+
+    for dtype, itemsize in ITEMSIZE.items():
+        for axis in ("n", "c"):
+            precisions = ("tf32x3",) if dtype == "fp32" else ("ieee",)
+            if dtype == "fp32" and axis == "n" and capability == 90:
+                precisions += ("tf32",)
+            strides = f"kept_stride_{axis}", f"reduced_stride_{axis}"
+            for (kind, size, tile_itemsize), tile in arch.from_features.items():
+                if tile_itemsize != itemsize:
+                    continue
+                for precision in precisions:
+                    for kernel in FROM_FEATURES[kind]:
+                        smooth = {"SMOOTH": False} if "contrastive" in kernel else {}
+                        yield from case(
+                            kernel, dtype, strides, tile, size == "odd",
+                            PRECISION=precision, NARROW=True, **smooth, **tile.constants,
+                        )  # fmt: skip
+                        if smooth and size == "odd" and kind == "forward":  # the tile of smoothed labels too
+                            yield from case(
+                                kernel, dtype, strides, tile, True,
+                                PRECISION=precision, NARROW=True, SMOOTH=True, **tile.constants,
+                            )  # fmt: skip
+            for size in ("even", "odd"):
+                tile = arch.products[size, itemsize]
+                for precision, accumulate in itertools.product(precisions, (False, True)):
+                    # The gradient of the kept side takes slopes along their columns; that of the other along rows.
+                    strides = f"stride_{axis}", f"slopes_stride_{'cell' if accumulate else 'term'}"
+                    yield from case(
+                        "features.product_kernel", dtype, strides, tile, size == "odd",
+                        PRECISION=precision, ACCUMULATE=accumulate, NARROW=True, **tile.constants,
+                    )  # fmt: skip
+            tile = arch.norms
+            sizes = {"BLOCK_C": tile.channels, "BLOCK_N": tile.cells}
+            for normalize in ("inside", "added", "clamped"):
+                yield from case("norms.factors_kernel", dtype, (f"stride_{axis}",), tile, NORMALIZE=normalize, **sizes)
+            yield from case("norms.chain_kernel", dtype, (f"stride_{axis}",), tile, **sizes)
+
+
 def argument_type(name: str, dtype: str) -> str:
     """Triton's name of a kernel argument's type, which follows from the argument's name."""
-    if name.endswith("corr_ptr"):
+    if name.endswith("corr_ptr") or name in (
+        "kept_ptr",
+        "reduced_ptr",
+        "features_ptr",
+        "slopes_ptr",
+        "features_grad_ptr",
+    ):
         return f"*{dtype}"
+    if name.endswith("mask_ptr"):
+        return "*u8"
+    if name in ("labels_ptr", "count_ptr"):
+        return "*i64"
     if name.endswith(("partial_index_ptr", "side_index_ptr")):
         return "*i32"
     if name.endswith("index_ptr"):
         return "*i64"
     if name.endswith("_ptr"):
         return "*fp32"
-    return "fp32" if name in ("temperature", "scale") else "i32"
+    return "fp32" if name in ("temperature", "scale", "eps", "sigma_scale") else "i32"
 
 
 def absent(arguments: list[str], variant: str) -> list[str]:
     """The pointers of a kernel that are None in a variant."""
     if variant == "split":
         ends = ("score_ptr", "entropy_ptr", "logsumexp_ptr")
-        return [name for name in arguments if name.startswith("grad_") and name.endswith(ends)]
-    if "splits" not in arguments:
-        return []
-    return [name for name in arguments if name.removeprefix("row_") in ("partial_ptr", "partial_index_ptr")]
+        forward = ("filtered_grad_ptr", "row_sum_ptr", "column_sum_ptr")  # of a kernel that serves both
+        return [n for n in arguments if (n.startswith("grad_") and n.endswith(ends)) or n in forward]
+    names = ("kept_mask_ptr", "reduced_mask_ptr", "gain_ptr")
+    if "splits" in arguments:
+        names += ("partial_ptr", "partial_index_ptr")
+    return [name for name in arguments if name.removeprefix("row_") in names]
 
 
 def compile_case(case: Case) -> Compiled:
@@ -158,7 +288,10 @@ def compile_case(case: Case) -> Compiled:
 
     module, _, name = case.kernel.partition(".")
     kernel = getattr(importlib.import_module(f"semimatch_kernels.triton.{module}"), name)
+    dots = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
     constants = {"ACC": tl.float32, **dict(case.constants), **dict.fromkeys(case.contiguous, 1)}
+    if "DOT" in kernel.arg_names:
+        constants["DOT"] = dots[case.dtype]
     constants.update(dict.fromkeys(absent(kernel.arg_names, case.variant)))
     signature, attributes, values = {}, {}, {}
     for i, (argument, parameter) in enumerate(zip(kernel.arg_names, kernel.params, strict=True)):
@@ -166,7 +299,7 @@ def compile_case(case: Case) -> Compiled:
             signature[argument], values[(i,)] = "constexpr", constants.pop(argument)
             continue
         signature[argument] = argument_type(argument, case.dtype)
-        size = "stride" in argument or argument in ("reduced", "kept", "rows", "columns")
+        size = "stride" in argument or argument in SIZES
         known = argument.endswith(("_per_program", "_ptr")) or (size and case.variant != "odd")
         if known and not parameter.do_not_specialize:
             attributes[(i,)] = [["tt.divisibility", 16]]
@@ -174,7 +307,7 @@ def compile_case(case: Case) -> Compiled:
     compiled = triton.compile(
         ASTSource(kernel, signature, values, attributes),
         target=GPUTarget("cuda", case.capability, 32),
-        options=options(case.num_warps),
+        options=options(case.num_warps) | ({"num_stages": case.num_stages} if case.num_stages else {}),
     )
     return inspect_code(case, compiled.asm["ptx"], compiled.asm["cubin"], compiled.metadata.shared)
 
@@ -192,6 +325,8 @@ def inspect_code(case: Case, ptx: str, cubin: bytes, shared: int) -> Compiled:
     found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
     # Not the 64-bit ones: those load indices.
     loads = re.findall(r"\bld\.global(?:\.[\w:]+)*?(?:\.v(\d))?\.[bfsu](16|32)\b", ptx)
+    widths = [int(count or 1) * int(bits) // 8 for count, bits in loads]
+    widths += (int(width, 0) for width in re.findall(r"\bcp\.async\.c[ag]\.shared\.global[^;]*\], (0x\w+|\d+)", ptx))
     return Compiled(
         case=str(case),
         capability=case.capability,
@@ -200,7 +335,8 @@ def inspect_code(case: Case, ptx: str, cubin: bytes, shared: int) -> Compiled:
         stack=found["STACK"],
         local=found["LOCAL"],
         shared=shared,
-        load_bytes=max(int(count or 1) * int(bits) // 8 for count, bits in loads),
+        load_bytes=max(widths, default=0),
+        products=next((name for name in ("wgmma.mma", "tcgen05.mma", "mma.sync") if name in ptx), ""),
     )
 
 

@@ -28,7 +28,7 @@ def compiled() -> list[dict]:
         pytest.skip(library.TRITON_REASON)
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, str(Path(aot.__file__)), *map(str, CAPABILITIES)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)
 
@@ -60,6 +60,14 @@ def test_even_sizes_are_read_in_wide_loads(compiled):
         "match_bwd",
         "match_both_fwd",
         "match_both_bwd",
+        "contrastive_fwd",
+        "contrastive_bwd",
+        "features_fwd",
+        "features_slopes",
+        "factors_kernel",
+        "chain_kernel",
+        "mutual.maxima_kernel",
+        "mutual.filter_kernel",
     )  # these read tiles
     narrow = [
         f"{c['case']}: {c['load_bytes']} bytes"
@@ -67,6 +75,26 @@ def test_even_sizes_are_read_in_wide_loads(compiled):
         if c["variant"] == "even" and any(name in c["case"] for name in kernels) and c["load_bytes"] < 8
     ]
     assert not narrow, "\n".join(narrow)
+
+
+#: The instruction that multiplies matrices: of warps, of warp groups (HGMMA), and of the fifth generation.
+PRODUCTS = {80: "mma.sync", 90: "wgmma.mma", 100: "tcgen05.mma"}
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_products_run_on_the_tensor_cores(compiled, capability):
+    """Every kernel that multiplies features, of both dtypes and all layouts."""
+    kernels = ("features_fwd", "features_slopes", "product_kernel")
+    found = [c for c in compiled if c["capability"] == capability and any(name in c["case"] for name in kernels)]
+    assert {c["case"].split()[0].partition(".")[2] for c in found} == {
+        "match_features_fwd_kernel",
+        "match_features_slopes_kernel",
+        "contrastive_features_fwd_kernel",
+        "contrastive_features_slopes_kernel",
+        "product_kernel",
+    }
+    without = [f"{c['case']}: {c['products'] or 'none'}" for c in found if c["products"] != PRODUCTS[capability]]
+    assert not without, "\n".join(without)
 
 
 @pytest.fixture

@@ -3,6 +3,12 @@
 match.py           the four launchers of `match`, as the schemas have them
 match_one.py       one direction: kernels and launchers
 match_both.py      both directions in one read: kernels and launchers
+tiles.py           tiles of a correlation formed from features, on the tensor cores
+features.py        from-features launchers: the two sides, and the gradient by both in bounded memory
+norms.py           the normalisation of features and its chain rule
+match_features.py  `match_features`: kernels and launchers
+contrastive.py, contrastive_features.py, loss.py   the contrastive losses, and the rules that they share
+mutual.py          `mutual_filter`: kernels and launchers
 online_softmax.py  the state that the forward kernels share, its merge rule, the second-stage kernel
 gradient.py        the gradient of one entry, shared by the backward kernels
 launch.py          what the launchers share: outputs, layouts, scalars, the device context
@@ -11,3 +17,24 @@ configs.py         shipped launch configurations per architecture and size class
 Importing this package or configs.py does not import Triton; the other modules do, and need it.
 `semimatch_kernels.backends` decides whether they are used.
 """
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+#: op -> module that has its launcher; that of its gradient is in the same one.
+_MODULES = {
+    "match": "match",
+    "match_both": "match",
+    "match_features": "match_features",
+    "masked_contrastive_loss": "contrastive",
+    "masked_contrastive_loss_features": "contrastive_features",
+    "mutual_filter": "mutual",
+}
+
+
+def launcher(name: str) -> Callable:
+    """The function of this package that runs op ``name``; imports its module, and Triton, at the first call."""
+    module = importlib.import_module(f".{_MODULES[name.removesuffix('_backward')]}", __name__)
+    return getattr(module, name)

@@ -12,6 +12,7 @@ last bit.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cache
 
@@ -60,6 +61,57 @@ class BothBackward:
     num_warps: int = 4
 
 
+@dataclass(frozen=True)
+class FeatureTile:
+    """Tile of a kernel that forms entries from features."""
+
+    kept: int  #: cells of the kept side, rows of the product
+    reduced: int  #: cells of the reduced side, columns of the product
+    channels: int  #: terms of a step of the product
+    num_warps: int
+    num_stages: int  #: steps whose loads are in flight
+    parts: int = 1  #: of a tile's columns, which are taken one after the other once the product is there
+    min_cells: int = 512  #: fewest reduced cells that are worth a program of their own
+
+    @property
+    def constants(self) -> dict[str, int]:
+        return {"BLOCK_K": self.kept, "BLOCK_R": self.reduced, "BLOCK_C": self.channels, "PARTS": self.parts}
+
+    @property
+    def longest(self) -> int:
+        return max(self.kept, self.reduced, self.channels)
+
+
+@dataclass(frozen=True)
+class ProductTile:
+    """Tile of the gradient by features: slopes times features."""
+
+    channels: int
+    cells: int
+    terms: int  #: of a step of the product
+    num_warps: int
+    num_stages: int
+    parts: int = 1  #: of a tile's columns, as in `FeatureTile`
+
+    @property
+    def constants(self) -> dict[str, int]:
+        sizes = {"BLOCK_C": self.channels, "BLOCK_N": self.cells, "BLOCK_TERMS": self.terms}
+        return {**sizes, "PARTS": self.parts}
+
+    @property
+    def longest(self) -> int:
+        return max(self.channels, self.cells, self.terms)
+
+
+@dataclass(frozen=True)
+class NormTile:
+    """Tile of the kernels that read features once, cell by cell."""
+
+    channels: int
+    cells: int
+    num_warps: int = 4
+
+
 Tiles = dict[tuple[bool, str, int], Tile]
 """Key: (the reduced side is the one of the smaller stride, size class, bytes of an entry)."""
 
@@ -75,6 +127,13 @@ class Architecture:
     both_forward: BothForward
     both_backward: BothBackward
     merge: Tile  #: second stage: parts and kept cells per tile
+    from_features: dict[tuple[str, str, int], FeatureTile]
+    """Key: (forward or slopes, size class or "odd" where loads cannot be joined, bytes of an entry)."""
+    products: dict[tuple[str, int], ProductTile]  #: by (even or odd, the same, bytes of an entry)
+    norms: NormTile
+    mutual: NormTile  #: tiles of a correlation: cells along its contiguous side, "channels" along the other
+    product_programs: int  #: `programs` of the kernels that form entries from features, which use much of an SM
+    scratch_bytes: int  #: slopes of at least this size are kept at once; they stay in L2 between two launches
 
 
 _FORWARD: Tiles = {
@@ -99,7 +158,42 @@ _BACKWARD: Tiles = {
 }
 
 
-def _shipped(multiprocessors: int, l2_bytes: int) -> Architecture:
+# Entries from features. On sm_90 the largest tile that a program can hold: with 128 x 128, L2 has to feed 12 TB/s to
+# keep the tensor cores busy. The forward has no registers for it beside the results of its kept cells.
+def _from_features(capability: int, reduced: int, parts: int, stages: int) -> dict[tuple[str, str, int], FeatureTile]:
+    large = FeatureTile(128, reduced, channels=64, num_warps=8, num_stages=stages, parts=parts)
+    wide = FeatureTile(kept=128, reduced=64, channels=32, num_warps=8, num_stages=3)
+    tiles = {
+        ("small", 4): FeatureTile(kept=64, reduced=64, channels=32, num_warps=4, num_stages=3, min_cells=64, parts=2),
+        ("small", 2): FeatureTile(kept=64, reduced=64, channels=64, num_warps=4, num_stages=4, min_cells=64, parts=2),
+        ("large", 4): wide,
+        ("large", 2): large,
+        ("odd", 4): FeatureTile(kept=64, reduced=64, channels=32, num_warps=8, num_stages=2, min_cells=256),
+        ("odd", 2): FeatureTile(kept=64, reduced=64, channels=64, num_warps=8, num_stages=2, min_cells=256),
+    }
+    table = {(kernel, *key): tile for kernel in ("forward", "slopes") for key, tile in tiles.items()}
+    if capability == 80:  # operands go through registers: less of everything
+        for kernel, size in itertools.product(("forward", "slopes"), ("small", "large", "odd")):
+            least = table[kernel, size, 4].min_cells
+            table[kernel, size, 4] = FeatureTile(64, 64, channels=16, num_warps=8, num_stages=3, min_cells=least)
+        table["forward", "large", 2] = FeatureTile(128, 64, channels=64, num_warps=8, num_stages=stages)
+        return table
+    table["forward", "large", 2] = FeatureTile(128, 128, channels=64, num_warps=8, num_stages=stages, parts=4)
+    return table
+
+
+def _products(capability: int, cells: int, parts: int, stages: int) -> dict[tuple[str, int], ProductTile]:
+    return {
+        ("even", 4): ProductTile(128, cells=64, terms=16 if capability == 80 else 32, num_warps=8, num_stages=3),
+        ("even", 2): ProductTile(channels=128, cells=cells, terms=64, num_warps=8, num_stages=stages, parts=parts),
+        ("odd", 4): ProductTile(channels=64, cells=64, terms=32, num_warps=8, num_stages=2),
+        ("odd", 2): ProductTile(channels=64, cells=64, terms=64, num_warps=8, num_stages=2),
+    }
+
+
+def _shipped(
+    capability: int, multiprocessors: int, l2_bytes: int, reduced: int, parts: int, stages: int
+) -> Architecture:
     return Architecture(
         programs=8 * multiprocessors,
         cache_bytes=l2_bytes // 2,
@@ -108,14 +202,20 @@ def _shipped(multiprocessors: int, l2_bytes: int) -> Architecture:
         both_forward=BothForward(rows=128, block_rows=4, block_columns=128, unroll=8, row_step=32, row_bytes=16),
         both_backward=BothBackward(side_cells=128, block_rows=16, block_columns=64),
         merge=Tile(reduced=16, kept=32, unroll=1, min_cells=1),
+        from_features=_from_features(capability, reduced, parts, stages),
+        products=_products(capability, reduced, parts, stages),
+        norms=NormTile(channels=32, cells=64),
+        mutual=NormTile(channels=16, cells=128, num_warps=8),
+        product_programs=2 * multiprocessors,
+        scratch_bytes=l2_bytes // 2,
     )
 
 
 #: By compute capability: A100, H100 and H200, B200.
 ARCHITECTURES: dict[int, Architecture] = {
-    80: _shipped(multiprocessors=108, l2_bytes=40 << 20),
-    90: _shipped(multiprocessors=132, l2_bytes=50 << 20),
-    100: _shipped(multiprocessors=148, l2_bytes=126 << 20),
+    80: _shipped(80, multiprocessors=108, l2_bytes=40 << 20, reduced=128, parts=2, stages=3),
+    90: _shipped(90, multiprocessors=132, l2_bytes=50 << 20, reduced=256, parts=4, stages=4),
+    100: _shipped(100, multiprocessors=148, l2_bytes=126 << 20, reduced=128, parts=2, stages=4),
 }
 
 #: Triton's interpreter takes about the same time for a tile of any size, so few and large ones; the other
@@ -128,6 +228,17 @@ INTERPRETER = Architecture(
     both_forward=BothForward(rows=128, block_rows=64, block_columns=64, unroll=2, row_step=32, row_bytes=64),
     both_backward=BothBackward(side_cells=128, block_rows=64, block_columns=128),
     merge=Tile(reduced=2, kept=64, unroll=1, min_cells=1),
+    from_features=dict.fromkeys(
+        _from_features(0, 0, 0, 0),
+        FeatureTile(kept=32, reduced=32, channels=16, num_warps=4, num_stages=1, parts=2, min_cells=32),
+    ),
+    products=dict.fromkeys(
+        _products(0, 0, 0, 0), ProductTile(channels=16, cells=64, terms=32, num_warps=4, num_stages=1, parts=2)
+    ),
+    norms=NormTile(channels=16, cells=64),
+    mutual=NormTile(channels=16, cells=32),
+    product_programs=8,
+    scratch_bytes=4096,
 )
 
 

@@ -48,16 +48,47 @@ def load_side(
     be None; grad_strides: (batch, cell, xy) of coords, then (batch, cell) of each other. Returns
     SIDE_FLOATS vectors [N] in ACC, then the index [N].
     """
+    ok = cell < kept  # [N]
+    index = tl.load(index_ptr + batch * kept + cell, mask=ok, other=0)
+    best_ptr = corr_ptr + index * stride_reduced + cell.to(tl.int64) * stride_kept
+    best = tl.load(best_ptr, mask=ok, other=float("-inf")).to(ACC)
+    score = tl.load(score_ptr + batch * kept + cell, mask=ok, other=0.0)
+    return side_of(
+        best, score, index, coords_ptr, entropy_ptr, grads, grad_strides, batch, cell, kept, width, height,
+        temperature, ACC,
+    )  # fmt: skip
+
+
+@triton.jit
+def load_side_of_features(
+    coords_ptr, score_ptr, entropy_ptr, logsumexp_ptr, index_ptr, grads, grad_strides,
+    batch, cell, kept, width, height, temperature, ACC: tl.constexpr,
+):  # fmt: skip
+    """`load_side` where there is no correlation to read: the best entry by logsumexp = best / temperature - log score,
+    to a rounding that the products of features have too."""
+    ok = cell < kept  # [N]
+    index = tl.load(index_ptr + batch * kept + cell, mask=ok, other=0)
+    score = tl.load(score_ptr + batch * kept + cell, mask=ok, other=0.0)
+    logsumexp = tl.load(logsumexp_ptr + batch * kept + cell, mask=ok, other=float("-inf"))
+    best = (logsumexp + tl.log(tl.where(score == 0, 1.0, score))) * tl.full([], temperature, ACC)
+    return side_of(
+        best, score, index, coords_ptr, entropy_ptr, grads, grad_strides, batch, cell, kept, width, height,
+        temperature, ACC,
+    )  # fmt: skip
+
+
+@triton.jit
+def side_of(
+    best, score, index, coords_ptr, entropy_ptr, grads, grad_strides, batch, cell, kept, width, height, temperature,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """The vectors of `load_side`, given the best entry, score and index [N] of its cells."""
     coords_grad, score_grad, entropy_grad, logsumexp_grad = grads
     coords_b, coords_k, coords_xy, score_b, score_k = grad_strides[:5]
     entropy_b, entropy_k, logsumexp_b, logsumexp_k = grad_strides[5:]
     ok = cell < kept  # [N]
     cell = cell.to(tl.int64)
     at = batch * kept + cell
-    index = tl.load(index_ptr + at, mask=ok, other=0)
-    best_ptr = corr_ptr + index * stride_reduced + cell * stride_kept
-    best = tl.load(best_ptr, mask=ok, other=float("-inf")).to(ACC)
-    score = tl.load(score_ptr + at, mask=ok, other=0.0)
     entropy = tl.load(entropy_ptr + at, mask=ok, other=0.0)
     x_scale = tl.maximum(width - 1, 1).to(ACC)
     y_scale = tl.maximum(height - 1, 1).to(ACC)
