@@ -41,6 +41,15 @@ SEMIMATCH_FN void add(Mass<V>& s, const V* c, int n, typename Number<V>::Scalar 
   s.mass += mass;
 }
 
+// Adds the mass of another part of the same column.
+template <class V>
+SEMIMATCH_FN void merge(Mass<V>& s, Mass<V> other, typename Number<V>::Scalar scale) {
+  const V top = other.top > s.top ? other.top : s.top;
+  raise_top(s, top, scale);
+  raise_top(other, top, scale);
+  s.mass += other.mass;
+}
+
 // A column with +inf has a log-sum-exp of +inf, but with a NaN too it has NaN; the entries must be looked at again.
 // entry_at(i) is entry i of n.
 template <class A, class EntryAt>

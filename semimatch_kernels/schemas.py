@@ -44,10 +44,10 @@ OPS: dict[str, Op] = {
     "correlation_backward": Op(f"({_LEVELS}, Tensor grad) -> (Tensor[], Tensor[])"),
     "mutual_filter": Op(
         "(Tensor corr, float? eps) -> (Tensor filtered, Tensor row_index, Tensor column_index)",
-        ("cpu", "triton"), inputs=(0,), outputs=(0,), saved=(1, 2),
+        ("cpu", "triton", "cuda"), inputs=(0,), outputs=(0,), saved=(1, 2),
     ),
     "mutual_filter_backward": Op(
-        "(Tensor corr, float? eps, Tensor row_index, Tensor column_index, Tensor grad) -> Tensor", ("cpu", "triton")
+        "(Tensor corr, float? eps, Tensor row_index, Tensor column_index, Tensor grad) -> Tensor", ("cpu", "triton", "cuda")
     ),
     "match": Op(
         f"({_MATCH}) -> ({_SIDE.format('')})",

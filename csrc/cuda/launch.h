@@ -1,38 +1,72 @@
-// What every launch of a CUDA kernel needs: device, stream, grid size, and a check.
+// What every op on CUDA needs of the runtime: device, stream, launch, shared arrays. With SEMIMATCH_EMULATOR it comes
+// from tests/emulator, and kernels run on the CPU.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+
+#ifdef SEMIMATCH_EMULATOR
+#include <emulator.h>
+#else
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/shim_utils.h>
 
-#include <cstdint>
+#include <type_traits>
+
+#include "geometry.h"
+
+#define SEMIMATCH_CUDA_IMPL(library) STABLE_TORCH_LIBRARY_IMPL(semimatch_kernels, CUDA, library)
+// A shared array: SEMIMATCH_SHARED(tile, float[4][5]).
+#define SEMIMATCH_SHARED(name, ...) alignas(16) __shared__ std::type_identity_t<__VA_ARGS__> name
 
 namespace semimatch {
 
 // Makes the device of a tensor the current one while this lives, and knows PyTorch's current stream on it.
 class OnDevice {
   torch::stable::accelerator::DeviceGuard guard_;
+  int device_;
   void* stream_ = nullptr;
 
  public:
-  explicit OnDevice(const torch::stable::Tensor& like) : guard_(like.get_device_index()) {
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream_));
+  explicit OnDevice(const torch::stable::Tensor& like)
+      : guard_(like.get_device_index()), device_(like.get_device_index()) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream_));
   }
   cudaStream_t stream() const { return static_cast<cudaStream_t>(stream_); }
+  // 80, 90, ...
+  int capability() const {
+    int major = 0, minor = 0;
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_);
+    return 10 * major + minor;
+  }
 };
 
-// Everything goes along x, whose limit is 2^31 - 1; y and z end at 65535.
-inline dim3 grid_of(int64_t blocks) {
-  STD_TORCH_CHECK(blocks <= INT32_MAX, "semimatch: a launch of ", blocks, " blocks is beyond what a GPU takes");
-  return dim3(static_cast<unsigned>(blocks));
-}
-
-inline void check_launch(const char* kernel) {
-  const cudaError_t error = cudaGetLastError();
-  STD_TORCH_CHECK(error == cudaSuccess, "semimatch: launch of ", kernel, ": ", cudaGetErrorString(error));
+template <class... P, class... Args>
+void launch(const char* name, void (*kernel)(P...), const Geometry& g, cudaStream_t stream, const Args&... args) {
+  const char* const why = why_not(g);
+  STD_TORCH_CHECK(why == nullptr, "semimatch: launch of ", name, " with ", g.blocks, " blocks: ", why);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(g.blocks));
+  config.blockDim = dim3(g.threads_x, g.threads_y);
+  config.dynamicSmemBytes = g.shared;
+  config.stream = stream;
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(g.cluster), 1, 1};
+  config.attrs = &cluster;
+  config.numAttrs = g.cluster > 1 ? 1 : 0;
+  cudaError_t error = cudaSuccess;
+  if (g.shared > kMostSharedUnasked)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(g.shared));
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, P(args)...);
+  const cudaError_t last = cudaGetLastError();
+  if (error == cudaSuccess) error = last;
+  STD_TORCH_CHECK(error == cudaSuccess, "semimatch: launch of ", name, ": ", cudaGetErrorString(error));
 }
 
 }  // namespace semimatch
+#endif

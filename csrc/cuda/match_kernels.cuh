@@ -3,10 +3,9 @@
 #pragma once
 
 #include "../match_job.h"
+#include "launch.h"
 
 namespace semimatch {
-
-constexpr int kWarp = 32;
 
 // Blocks of 256 threads that should fit on a multiprocessor: leaves 64 (double: 128) registers to a thread.
 template <class A>
@@ -21,8 +20,6 @@ template <class T, class A>
 SEMIMATCH_FN T narrow(A value) {
   return static_cast<T>(value);
 }
-
-SEMIMATCH_FN int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Walks over cells first, first + step, first + 2 step, ... of a grid.
 template <class A>
@@ -65,18 +62,14 @@ SEMIMATCH_FN void add_strided(Stats<A>& s, const T* from, int64_t stride, int64_
 // --- one match per column ---
 // A block has 32 neighbouring columns: neighbouring lanes read neighbouring entries of a row. Its warps share out the
 // rows, each a run of them.
-constexpr int kColumnWarps = 16;
 constexpr int kColumnBatch = 8;
 
 template <class T, class A>
 __global__ void __launch_bounds__(kWarp* kColumnWarps) match_columns(MatchJob<T, A> job) {
-  const int64_t tiles = ceil_div(job.cols, kWarp);
-  const int64_t b = blockIdx.x / tiles;
-  const int64_t col = blockIdx.x % tiles * kWarp + threadIdx.x;
+  const Tiling::Place at = column_tiling(job.batch, job.cols).place(blockIdx.x);
+  const int64_t b = at.b, col = at.col + threadIdx.x;
   const int warp = threadIdx.y;
-  const int64_t run = ceil_div(job.rows, kColumnWarps);
-  const int64_t begin = warp * run < job.rows ? warp * run : job.rows;
-  const int64_t end = begin + run < job.rows ? begin + run : job.rows;
+  const auto [begin, end] = range_of(warp, kColumnWarps, job.rows);
 
   Stats<A> s = no_stats<A>();
   if (col < job.cols) {
@@ -86,7 +79,7 @@ __global__ void __launch_bounds__(kWarp* kColumnWarps) match_columns(MatchJob<T,
       add_strided<kColumnBatch>(s, from, job.stride_row, end - row, job.scale, walk);
   }
 
-  __shared__ Stats<A> parts[kColumnWarps][kWarp];
+  SEMIMATCH_SHARED(parts, Stats<A>[kColumnWarps][kWarp]);
   parts[warp][threadIdx.x] = s;
   __syncthreads();
   for (int half = kColumnWarps / 2; half > 0; half /= 2) {
@@ -102,7 +95,6 @@ __global__ void __launch_bounds__(kWarp* kColumnWarps) match_columns(MatchJob<T,
 
 // --- one match per row ---
 // A warp has one row: neighbouring lanes read neighbouring entries.
-constexpr int kRowWarps = 8;
 constexpr int kRowBatch = 8;
 
 // Statistics of a row from those of the warp's lanes; valid in lane 0.
@@ -152,11 +144,8 @@ __global__ void __launch_bounds__(kWarp* kRowWarps, kBlocksPerSm<A>) match_rows(
 // A block has kTile rows and a run of tiles along them. It reads a tile into shared memory once, and from there adds it
 // to the statistics of its columns, which are thereby complete for these rows, and of its rows. What blocks find is
 // merged by match_merge, in order.
-constexpr int kTile = 64;
-constexpr int kShares = 4;               // threads to a column or a row of the tile
-constexpr int kShare = kTile / kShares;  // entries of each
+constexpr int kShare = kTile / kShares;  // entries of a thread's share of a column or a row
 constexpr int kTileBatch = 8;            // of which this many at a time
-constexpr int kTileThreads = kTile * kShares;
 
 // Merges the shares of each of the kTile columns or rows; the threads of share 0 hold the result.
 template <class A>
@@ -176,24 +165,18 @@ __device__ __forceinline__ void add_shared(Stats<A>& s, const A* from, int strid
     add_strided<kTileBatch>(s, from + i * stride, stride, kTileBatch, scale, walk);
 }
 
-// col_parts [batch, row panels, cols], row_parts [batch, runs, rows]; `run` tiles each.
+// col_parts [batch, row panels, cols], row_parts [batch, runs, rows].
 template <class T, class A>
 __global__ void __launch_bounds__(kTileThreads, kBlocksPerSm<A>)
-    match_tiles(MatchJob<T, A> job, int64_t run, Stats<A>* col_parts, Stats<A>* row_parts) {
-  const int64_t panels = ceil_div(job.rows, kTile);
-  const int64_t tiles = ceil_div(job.cols, kTile);
-  const int64_t runs = ceil_div(tiles, run);
-  const int64_t which_run = blockIdx.x % runs;
-  const int64_t panel = blockIdx.x / runs % panels;
-  const int64_t b = blockIdx.x / (runs * panels);
+    match_tiles(MatchJob<T, A> job, TileRuns runs, Stats<A>* col_parts, Stats<A>* row_parts) {
+  const auto [b, panel, which_run, first_tile, last_tile] = runs.place(blockIdx.x);
   const int cell = threadIdx.x % kTile, share = threadIdx.x / kTile;
   const int64_t row0 = panel * kTile;
 
-  __shared__ A tile[kTile][kTile + 1];  // one more: threads along a column of it meet no bank twice
-  __shared__ Stats<A> parts[kShares][kTile];
+  SEMIMATCH_SHARED(tile, A[kTile][kTile + 1]);  // one more: threads along a column of it meet no bank twice
+  SEMIMATCH_SHARED(parts, Stats<A>[kShares][kTile]);
   Stats<A> of_row = no_stats<A>();
-  const int64_t last_tile = (which_run + 1) * run < tiles ? (which_run + 1) * run : tiles;
-  for (int64_t t = which_run * run; t < last_tile; ++t) {
+  for (int64_t t = first_tile; t < last_tile; ++t) {
     const int64_t col0 = t * kTile;
     const int64_t col = col0 + cell;
     const T* from = job.at(b, row0 + share, col);
@@ -208,22 +191,20 @@ __global__ void __launch_bounds__(kTileThreads, kBlocksPerSm<A>)
     Stats<A> of_col = no_stats<A>();
     add_shared(of_col, &tile[first][cell], kTile + 1, job.scale, down);
     merge_shares(of_col, parts, cell, share, job.scale);
-    if (share == 0 && col < job.cols) col_parts[(b * panels + panel) * job.cols + col] = of_col;
+    if (share == 0 && col < job.cols) col_parts[(b * runs.panels + panel) * job.cols + col] = of_col;
     // `tile` has been read by all; `parts` is written again only after the barrier that follows the next load.
   }
   __syncthreads();
   merge_shares(of_row, parts, cell, share, job.scale);
-  if (share == 0 && row0 + cell < job.rows) row_parts[(b * runs + which_run) * job.rows + row0 + cell] = of_row;
+  if (share == 0 && row0 + cell < job.rows) row_parts[(b * runs.runs + which_run) * job.rows + row0 + cell] = of_row;
 }
 
 // Merges `pieces` statistics [batch, pieces, cells] of each cell and writes the results.
-constexpr int kMergeThreads = 128;
-
 template <class A>
-__global__ void __launch_bounds__(kMergeThreads)
+__global__ void __launch_bounds__(kItemThreads)
     match_merge(const Stats<A>* parts, int64_t batch, int64_t pieces, int64_t cells, Side<A> side, A scale,
                 A inverse_temperature) {
-  const int64_t i = int64_t(blockIdx.x) * kMergeThreads + threadIdx.x;
+  const int64_t i = int64_t(blockIdx.x) * kItemThreads + threadIdx.x;
   if (i >= batch * cells) return;
   const Stats<A>* from = parts + i / cells * pieces * cells + i % cells;
   Stats<A> s = from[0];
@@ -232,31 +213,24 @@ __global__ void __launch_bounds__(kMergeThreads)
 }
 
 // --- gradient ---
-// A block has kGradRows rows and kGradCols columns: their slopes are computed once, into shared memory; then it reads
+// A block has kMapRows rows and kMapCols columns: their slopes are computed once, into shared memory; then it reads
 // and writes each entry once, neighbouring lanes next to each other.
-constexpr int kGradCols = 64;
-constexpr int kGradRows = 128;
-constexpr int kGradThreads = 256;
 constexpr int kGradBatch = 4;  // entries of a thread that are on their way at a time
 
 template <class T, class A, bool kPerCol, bool kPerRow>
-__global__ void __launch_bounds__(kGradThreads, kBlocksPerSm<A>) match_gradient(MatchJob<T, A> job) {
-  const int64_t across = ceil_div(job.cols, kGradCols);
-  const int64_t down = ceil_div(job.rows, kGradRows);
-  const int64_t col0 = blockIdx.x % across * kGradCols;
-  const int64_t row0 = blockIdx.x / across % down * kGradRows;
-  const int64_t b = blockIdx.x / (across * down);
+__global__ void __launch_bounds__(kMapThreads, kBlocksPerSm<A>) match_gradient(MatchJob<T, A> job) {
+  const auto [b, row0, col0] = map_tiling(job.batch, job.rows, job.cols).place(blockIdx.x);
 
-  alignas(16) __shared__ Slope<A> col_slopes[kPerCol ? kGradCols : 1];
-  alignas(16) __shared__ Slope<A> row_slopes[kPerRow ? kGradRows : 1];
-  if (kPerRow && threadIdx.x < kGradRows && row0 + threadIdx.x < job.rows) {
+  SEMIMATCH_SHARED(col_slopes, Slope<A>[kPerCol ? kMapCols : 1]);
+  SEMIMATCH_SHARED(row_slopes, Slope<A>[kPerRow ? kMapRows : 1]);
+  if (kPerRow && threadIdx.x < kMapRows && row0 + threadIdx.x < job.rows) {
     const Side<A>& side = job.per_row;
     const int64_t row = row0 + threadIdx.x;
     const A top = widen<A>(*job.at(b, row, side.results.index[b * job.rows + row]));
     row_slopes[threadIdx.x] =
         slope_of(side.results, side.grads, b, row, job.rows, top, side.grid, job.inverse_temperature);
   }
-  const int other = threadIdx.x - (kGradThreads - kGradCols);  // the last threads, which have no row
+  const int other = threadIdx.x - (kMapThreads - kMapCols);  // the last threads, which have no row
   if (kPerCol && other >= 0 && col0 + other < job.cols) {
     const Side<A>& side = job.per_col;
     const int64_t col = col0 + other;
@@ -265,18 +239,18 @@ __global__ void __launch_bounds__(kGradThreads, kBlocksPerSm<A>) match_gradient(
   }
   __syncthreads();
 
-  constexpr int kStep = kGradThreads / kGradCols;  // rows between those of a thread
-  const int mine = threadIdx.x % kGradCols;
+  constexpr int kStep = kMapThreads / kMapCols;  // rows between those of a thread
+  const int mine = threadIdx.x % kMapCols;
   const int64_t col = col0 + mine;
   if (col >= job.cols) return;
-  int r = threadIdx.x / kGradCols;
+  int r = threadIdx.x / kMapCols;
   Slope<A> of_col = {};
   if (kPerCol) of_col = col_slopes[mine];
   Walk<A> walk(job.per_col.grid, row0 + r, kStep);
   const Position<A> at = position_of<A>(job.per_row.grid, static_cast<int>(col));
   const T* from = job.at(b, row0 + r, col);
   T* to = job.grad + (b * job.rows + row0 + r) * job.cols + col;
-  const int rows = static_cast<int>(job.rows - row0 < kGradRows ? job.rows - row0 : kGradRows);
+  const int rows = static_cast<int>(job.rows - row0 < kMapRows ? job.rows - row0 : kMapRows);
   for (; r < rows; r += kGradBatch * kStep) {
     A c[kGradBatch];  // all loads before the first store, which the compiler must take to change what they read
 #pragma unroll

@@ -1,0 +1,125 @@
+// Launch geometry and the blocks' share of the work: plain functions that the host, the kernels and the tests call.
+//
+// Blocks lie along x alone, whose limit is 2^31 - 1 (y and z end at 65535, too few for a batch), and their work follows
+// from their number by 64-bit arithmetic.
+#pragma once
+
+#include <cstdint>
+
+#include "../common.h"
+
+namespace semimatch {
+
+struct Geometry {
+  int64_t blocks;
+  int threads_x, threads_y = 1;
+  int64_t shared = 0;  // bytes of dynamic shared memory
+  int cluster = 1;     // blocks of one
+};
+
+constexpr int kWarp = 32;
+constexpr int kMostThreads = 1024;
+constexpr int kMostCluster = 8;  // what every GPU with clusters takes
+constexpr int64_t kMostBlocks = 0x7fffffff;
+constexpr int64_t kMostShared = 99 * 1024;         // dynamic, of a block: sm_86 and sm_89 have no more
+constexpr int64_t kMostSharedUnasked = 48 * 1024;  // beyond it a kernel must be told
+
+// Why a GPU would not take this launch; null if it would.
+inline const char* why_not(const Geometry& g) {
+  const int64_t threads = int64_t(g.threads_x) * g.threads_y;
+  if (g.blocks < 1 || g.blocks > kMostBlocks) return "more blocks than 2^31 - 1, or none";
+  if (g.threads_x < 1 || g.threads_y < 1 || threads > kMostThreads || threads % kWarp != 0)
+    return "a block must have 1 to 32 whole warps";
+  if (g.cluster < 1 || g.cluster > kMostCluster || g.blocks % g.cluster != 0)
+    return "clusters must be whole, of 1 to 8";
+  if (g.shared < 0 || g.shared > kMostShared) return "a block has 99 KiB of shared memory";
+  return nullptr;
+}
+
+SEMIMATCH_FN int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The tiles of a batch of matrices, one after the other along the rows of a matrix, then down, then by matrix.
+struct Tiling {
+  int64_t batch, down, across;  // tiles
+  int tile_rows, tile_cols;
+
+  struct Place {
+    int64_t b, row, col;  // of the first entry
+  };
+  SEMIMATCH_FN Place place(int64_t tile) const {
+    return {tile / (across * down), tile / across % down * tile_rows, tile % across * tile_cols};
+  }
+  SEMIMATCH_FN int64_t tiles() const { return batch * down * across; }
+};
+
+SEMIMATCH_FN Tiling tiling(int64_t batch, int64_t rows, int64_t cols, int tile_rows, int tile_cols) {
+  return {batch, ceil_div(rows, tile_rows), ceil_div(cols, tile_cols), tile_rows, tile_cols};
+}
+
+// --- one thread an item ---
+constexpr int kItemThreads = 256;
+inline Geometry items_geometry(int64_t items) { return {ceil_div(items, kItemThreads), kItemThreads}; }
+
+// --- a result for each column: 32 neighbouring columns a block, its warps share out the rows ---
+constexpr int kColumnWarps = 16;
+SEMIMATCH_FN Tiling column_tiling(int64_t batch, int64_t cols) { return tiling(batch, 1, cols, 1, kWarp); }
+inline Geometry columns_geometry(int64_t batch, int64_t cols) {
+  return {column_tiling(batch, cols).tiles(), kWarp, kColumnWarps};
+}
+
+// The rows [begin, end) of one warp of a block of `warps`.
+struct Range {
+  int64_t begin, end;
+};
+SEMIMATCH_FN Range range_of(int64_t which, int64_t pieces, int64_t n) {
+  const int64_t run = ceil_div(n, pieces), begin = which * run;
+  return {begin < n ? begin : n, begin + run < n ? begin + run : n};
+}
+
+// --- a result for each row: a warp a row ---
+constexpr int kRowWarps = 8;
+inline Geometry rows_geometry(int64_t batch, int64_t rows) {
+  return {ceil_div(batch * rows, kRowWarps), kWarp, kRowWarps};
+}
+
+// --- results for both from one read: a block has kTile rows and a run of tiles along them ---
+constexpr int kTile = 64;
+constexpr int kShares = 4;  // threads to a column or a row of the tile
+constexpr int kTileThreads = kTile * kShares;
+
+struct TileRuns {
+  int64_t batch, panels, tiles, run, runs;  // panels of kTile rows; `run` tiles each, `runs` of them
+
+  struct Place {
+    int64_t b, panel, run, first_tile, last_tile;  // [first, last)
+  };
+  SEMIMATCH_FN Place place(int64_t block) const {
+    const int64_t which = block % runs, first = which * run;
+    return {block / (runs * panels), block / runs % panels, which, first, first + run < tiles ? first + run : tiles};
+  }
+  SEMIMATCH_FN int64_t blocks() const { return batch * panels * runs; }
+};
+
+// Longer runs leave fewer parts to merge; enough blocks for any GPU come first. By shape alone: the order of the sums
+// does not depend on the machine.
+inline TileRuns tile_runs(int64_t batch, int64_t rows, int64_t cols) {
+  constexpr int64_t kBlocks = 2048, kLongest = 8;
+  const int64_t panels = ceil_div(rows, kTile), tiles = ceil_div(cols, kTile);
+  const int64_t wish = batch * panels * tiles / kBlocks;
+  const int64_t run = wish < 1 ? 1 : wish > kLongest ? kLongest : wish;
+  return {batch, panels, tiles, run, ceil_div(tiles, run)};
+}
+inline Geometry tiles_geometry(const TileRuns& r) { return {r.blocks(), kTileThreads}; }
+
+// --- entry by entry: a block has kMapRows rows and kMapCols columns ---
+constexpr int kMapCols = 64;
+constexpr int kMapRows = 128;
+constexpr int kMapThreads = 256;
+SEMIMATCH_FN Tiling map_tiling(int64_t batch, int64_t rows, int64_t cols) {
+  return tiling(batch, rows, cols, kMapRows, kMapCols);
+}
+inline Geometry map_geometry(int64_t batch, int64_t rows, int64_t cols) {
+  return {map_tiling(batch, rows, cols).tiles(), kMapThreads};
+}
+
+}  // namespace semimatch

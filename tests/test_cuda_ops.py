@@ -1,0 +1,223 @@
+"""The CUDA kernels, host code and launch geometry included, in the emulator (tests/emulator) against their definitions
+and float64 truth, over dtypes, layouts, edge cases, and orders of threads.
+
+What that shows and what it cannot is written in tests/emulator/cuda_runtime.h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from emulator.build import NoCompiler, build, load
+from torch import Tensor
+from truth import assert_as_good_as
+
+from semimatch_kernels import library, schemas
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+#: batch, source grid, target grid: odd sizes on both sides of warps, batches and tiles; single cells
+SHAPES = {
+    "odd": (3, (5, 7), (3, 17)),
+    "tall": (1, (1, 301), (2, 2)),
+    "wide": (2, (2, 2), (15, 17)),
+    "tiles": (1, (10, 13), (7, 19)),
+    "one cell": (1, (1, 1), (1, 1)),
+}
+
+
+@pytest.fixture(scope="session")
+def emulator():
+    try:
+        return load(build())
+    except NoCompiler as reason:
+        pytest.skip(f"the emulator of CUDA cannot be built: {reason}")
+
+
+@pytest.fixture(autouse=True)
+def _in_order(emulator):
+    yield
+    emulator.emulator_set_order(0)
+    emulator.emulator_set_capability(90)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An op with one choice of the arguments that follow the correlation, given (batch, source grid, target grid)."""
+
+    op: str
+    rest: Callable[[int, tuple, tuple], tuple]
+
+
+VARIANTS = {
+    "match": Variant("match", lambda b, s, t: (s, 0.1)),
+    "match both": Variant("match_both", lambda b, s, t: (s, t, 0.1)),
+    "mutual": Variant("mutual_filter", lambda *shape: (None,)),
+    "mutual, eps": Variant("mutual_filter", lambda *shape: (1e-5,)),
+}
+DIFFERENTIABLE = [name for name, v in VARIANTS.items() if schemas.OPS[v.op].inputs]
+
+
+def _layouts(corr: Tensor) -> dict[str, Tensor]:
+    """The same values under other strides."""
+    *batch, sources, targets = corr.shape
+    stepped = corr.new_full((*batch, 2 * sources, 2 * targets + 3), torch.nan)
+    stepped[..., ::2, : 2 * targets : 2] = corr
+    return {
+        "contiguous": corr.contiguous(),
+        "transposed": corr.transpose(-1, -2).contiguous().transpose(-1, -2),
+        "stepped": stepped[..., ::2, : 2 * targets : 2],
+        "batch last": corr.movedim(0, -1).contiguous().movedim(-1, 0),
+    }
+
+
+def _args(variant: str, shape: tuple) -> tuple:
+    torch.manual_seed(1)
+    return VARIANTS[variant].rest(*shape)
+
+
+def _random(shape: tuple, dtype: torch.dtype = torch.float32) -> Tensor:
+    batch, source, target = shape
+    return torch.randn(batch, source[0] * source[1], target[0] * target[1]).mul(0.4).to(dtype)
+
+
+def _op(name: str, emulated: bool) -> Callable:
+    if emulated:
+        return getattr(torch.ops.semimatch_emulated, name)
+    return library.definition(name)
+
+
+def _call(variant: str, emulated: bool, corr: Tensor, rest: tuple, upstream: list | None = None):
+    """(results, gradient by corr or None) of the emulated or defined op; the results' gradients are ``upstream``."""
+    name = VARIANTS[variant].op
+    spec = schemas.OPS[name]
+    results = _op(name, emulated)(corr, *rest)
+    if not spec.inputs:
+        return results, None
+    grads = [torch.ones_like(results[i]) for i in spec.outputs] if upstream is None else upstream
+    grads = [g.to(results[i].dtype) for g, i in zip(grads, spec.outputs, strict=True)]
+    saved = [results[i] for i in spec.saved]
+    return results, _op(f"{name}_backward", emulated)(corr, *rest, *saved, *grads)
+
+
+def _upstream(variant: str, corr: Tensor, rest: tuple) -> list[Tensor]:
+    spec = schemas.OPS[VARIANTS[variant].op]
+    results = _call(variant, False, corr, rest)[0]
+    return [torch.randn(results[i].shape, dtype=torch.float64) for i in spec.outputs]
+
+
+def _compare(variant: str, corr: Tensor, values: Tensor, rest: tuple, upstream: list, name: str = "") -> tuple:
+    """The op on ``corr``, a layout of ``values``, against the definition in the same dtype and in float64."""
+    actual, peer = _call(variant, True, corr, rest, upstream), _call(variant, False, values, rest, upstream)
+    truth = _call(variant, False, values.double(), rest, upstream)
+    for i, (a, p, t) in enumerate(zip(actual[0], peer[0], truth[0], strict=True)):
+        assert a.dtype == p.dtype
+        if VARIANTS[variant].op == "pseudo_labels" and i == 1:  # it has the error of the entropy, times a factor
+            torch.testing.assert_close(a, torch.exp(-rest[4] * actual[0][4]), rtol=1e-6, atol=0, equal_nan=True)
+        elif a.is_floating_point():
+            assert_as_good_as(f"{name} result {i}", a, p, t)
+        elif "match" not in variant or not values.isnan().any():  # its index beside a NaN is not defined
+            assert torch.equal(a, p), f"{name} result {i}"
+    if actual[1] is not None:
+        assert actual[1].dtype == corr.dtype
+        assert_as_good_as(f"{name} gradient", actual[1], peer[1], truth[1])
+    return actual
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_forward_and_backward_against_truth(variant, shape):
+    for dtype in DTYPES:
+        values, rest = _random(SHAPES[shape], dtype), _args(variant, SHAPES[shape])
+        upstream = _upstream(variant, values, rest)
+        for name, corr in _layouts(values).items():
+            _compare(variant, corr, values, rest, upstream, f"{name} {dtype}")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_any_order_of_threads_gives_the_same_bits(variant, emulator):
+    """In the order of their numbers, and in others: what a missing barrier leaves to chance would differ."""
+    shape, runs = SHAPES["tiles"], []
+    for capability in (80, 90):
+        emulator.emulator_set_capability(capability)
+        for corr in list(_layouts(_random(shape)).values())[:2]:
+            rest = _args(variant, shape)
+            upstream = _upstream(variant, corr, rest)
+            for seed in (0, 1, 2, 3):
+                emulator.emulator_set_order(seed)
+                results, grad = _call(variant, True, corr, rest, upstream)
+                runs.append([*results, *([] if grad is None else [grad])])
+            assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
+            runs.clear()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_large_scores_common_offset_and_ties(variant):
+    shape = SHAPES["odd"]
+    rest = _args(variant, shape)
+    ties = torch.randint(0, 3, (3, 35, 51)).float()
+    for values in (_random(shape) * 30 + 100, ties, torch.zeros(3, 35, 51), torch.ones(3, 35, 51)):
+        for name, corr in list(_layouts(values).items())[:2]:
+            _compare(variant, corr, values, rest, _upstream(variant, values, rest), name)
+
+
+@pytest.mark.parametrize("fill", [-torch.inf, torch.inf, torch.nan])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_non_finite_entries(variant, fill):
+    """Single entries, a whole row and a whole column of -inf (excluded), +inf or NaN, and of mixtures."""
+    shape = SHAPES["odd"]
+    values, rest = _random(shape), _args(variant, shape)
+    values[0, 20, 30] = values[0, 21, 31] = values[0, 34, 50] = fill
+    values[1, 5] = values[1, :, 7] = fill
+    values[1, 6, 7] = torch.nan
+    values[2, ::2] = -torch.inf
+    values[2, 5, :3] = fill
+    for name, corr in list(_layouts(values).items())[:2]:
+        _compare(variant, corr, values, rest, _upstream(variant, values, rest), name)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_empty_batch_and_one_matrix_for_the_whole_batch(variant):
+    shape = (0, (2, 3), (2, 2))
+    results, grad = _call(variant, True, torch.zeros(0, 6, 4), _args(variant, shape))
+    expected, _ = _call(variant, False, torch.zeros(0, 6, 4), _args(variant, shape))
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+    assert grad is None or grad.shape == (0, 6, 4)
+    rest, one = _args(variant, SHAPES["odd"]), torch.randn(1, 35, 51).expand(3, -1, -1)
+    ours, plain = _call(variant, True, one, rest), _call(variant, True, one.contiguous(), rest)
+    assert all(torch.equal(a, b) for a, b in zip(ours[0], plain[0], strict=True))
+    assert ours[1] is None or torch.equal(ours[1], plain[1])
+
+
+@pytest.mark.parametrize("variant", DIFFERENTIABLE)
+def test_expanded_and_transposed_gradients(variant):
+    """The gradient of ``.sum()`` (stride 0), and one that comes transposed."""
+    values, rest = _random(SHAPES["odd"]), _args(variant, SHAPES["odd"])
+    expanded = [torch.ones(()).expand(u.shape) for u in _upstream(variant, values, rest)]
+    _compare(variant, values, values, rest, expanded, "expanded")
+    turned = [torch.randn(u.shape[::-1]).permute(list(range(u.dim()))[::-1]) for u in expanded]
+    _compare(variant, values, values, rest, turned, "transposed")
+
+
+@pytest.mark.parametrize("eps", [None, 1e-5])
+def test_mutual_filter_of_levels_in_any_order_in_memory(eps):
+    values = torch.randn(2, 3, 2, 18, 33).relu()
+    values[0, 0, 0, 5] = values[0, 0, 1, :, 6] = 0  # maxima of 0
+    many = values[:, :, :, None, None, None, None, None]  # more dimensions than kernels take
+    orders = [(values, o) for o in ([0, 1, 2, 3, 4], [1, 4, 0, 3, 2], [4, 3, 2, 1, 0])]
+    for given, order in [*orders, (many.expand(-1, -1, -1, 2, 1, 2, 1, 2, -1, -1), [9, 8, 3, 5, 0, 7, 1, 2, 4, 6])]:
+        back = [order.index(d) for d in range(len(order))]
+        corr = given.permute(order).contiguous().permute(back)
+        upstream = [torch.randn(given.permute(order).shape).permute(back)]
+        _compare("mutual", corr, given, (eps,), upstream, str(order))
+
+
+@pytest.mark.parametrize("largest", [1e-39, 3e-45, 3e38])
+def test_mutual_filter_where_a_maximum_has_no_inverse(largest):
+    values = torch.rand(2, 35, 51)
+    values[0, 3] = torch.linspace(0, 1, 51) * largest
+    values[1, :, 4] = values[1, 5, :] = largest
+    _compare("mutual", values, values, (None,), [torch.rand(2, 35, 51)])
