@@ -7,10 +7,10 @@ ARGS ?= --numprocesses auto --maxprocesses 8
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint clean clean-all
+.PHONY: help setup demo test sanitize build-matrix bench lint clean clean-all
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## create the virtual environment, install, build the native modules
 	@$(PYTHON) scripts/setup_env.py --venv $(VENV)
@@ -21,6 +21,12 @@ demo: setup  ## embedded data set -> training -> evaluation -> runs/demo/; a few
 
 test: setup  ## all tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+sanitize: setup  ## the C++ kernels under the address, undefined-behaviour and thread sanitizers
+	@$(BIN)/python scripts/sanitize.py
+
+build-matrix: setup  ## build, install, try and uninstall with another torch and with fewer compilers; needs the network
+	@$(BIN)/python scripts/build_matrix.py
 
 bench: setup  ## every op against eager, torch.compile and peers, on this machine; a few minutes in which nothing else may run
 	@$(BIN)/python -m benchmarks.run $(BENCH_ARGS)

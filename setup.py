@@ -6,7 +6,8 @@ built is left out with one line that says why, kept in semimatch_kernels/_native
 Triton backends do without. A compiler that is there and refuses the code is an error.
 
 Environment: SEMIMATCH_CUDA=auto|0|1 (1: fail rather than leave the CUDA module out), TORCH_CUDA_ARCH_LIST
-(default "8.0;9.0+PTX"), MAX_JOBS, CXX, CXXFLAGS, NVCC, CUDA_HOME.
+(default "8.0;9.0+PTX"), SEMIMATCH_CPU_SETS=all|baseline (baseline: what CXXFLAGS say, no choice at run time),
+MAX_JOBS, CXX, CXXFLAGS, NVCC, CUDA_HOME.
 
 The commands are written out and run by ninja, not by torch.utils.cpp_extension: that links the CUDA libraries
 of torch and insists on its CUDA version. This code uses PyTorch's stable ABI and links the CUDA runtime
@@ -117,6 +118,14 @@ def cuda_archs():
     return text, options
 
 
+def cpu_sets():
+    """The instruction sets that are compiled beside the compiler's own, and their options."""
+    wish = os.environ.get("SEMIMATCH_CPU_SETS", "all")
+    if wish not in ("all", "baseline"):
+        sys.exit(f"SEMIMATCH_CPU_SETS: expected all or baseline, got {wish!r}")
+    return X86_SETS if wish == "all" and platform.machine() == "x86_64" else {}
+
+
 def texts(**values):
     """Strings for build_info, as definitions."""
     values["TORCH_TARGET"] = ".".join(map(str, OLDEST_TORCH))
@@ -170,7 +179,7 @@ def build_cpp():
     flags = shlex.split(f"{CXX_FLAGS} -Wno-unknown-pragmas {os.environ.get('CXXFLAGS', '')}")
     python = f"-I{sysconfig.get_path('include')}"
     cxx = find_cxx([*flags, python])
-    sets = X86_SETS if platform.machine() == "x86_64" else {}
+    sets = cpu_sets()
     common = [*cxx, *flags, python, f"-isystem{torch}/include", *(["-DSEMIMATCH_CPU_X86"] if sets else [])]
     ninja = Ninja("_C")
     # pybind11 comes with torch, whose copy cannot be included where TORCH_TARGET_VERSION is defined.

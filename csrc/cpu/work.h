@@ -12,6 +12,10 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#ifdef __SANITIZE_THREAD__
+#include <thread>
+#include <vector>
+#endif
 
 namespace semimatch {
 
@@ -44,11 +48,24 @@ void want_huge_pages(T* memory, int64_t n) {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Calls f(begin, end) for parts of [0, n), on torch's threads.
+template <class F>
+void parallel(int64_t n, const F& f) {
+#ifdef __SANITIZE_THREAD__
+  // The thread sanitizer does not see how torch's pool hands over work, and would take it for a race.
+  std::vector<std::thread> threads;
+  for (int64_t i = 0; i < 4; ++i) threads.emplace_back([&f, n, i] { f(n * i / 4, n * (i + 1) / 4); });
+  for (std::thread& thread : threads) thread.join();
+#else
+  torch::stable::parallel_for(0, n, 1, f);
+#endif
+}
+
 // Calls f(batch, first, last) for pieces of at most `step` out of [0, n) of every batch element, on torch's threads.
 template <class F>
 void for_pieces(int64_t batch, int64_t n, int64_t step, const F& f) {
   const int64_t pieces = ceil_div(n, step);
-  torch::stable::parallel_for(0, batch * pieces, 1, [&](int64_t begin, int64_t end) {
+  parallel(batch * pieces, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i % pieces * step;
       f(i / pieces, first, std::min(first + step, n));
