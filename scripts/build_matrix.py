@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "matrix"
-BUILD_TOOLS = ["setuptools>=77", "wheel", "pybind11>=2.13", "ninja", "numpy>=1.26"]
+BUILD_TOOLS = ["setuptools>=77", "wheel", "pybind11>=2.13", "ninja"]
 
 # What an installed package says of itself, and whether its CPU kernels compute what the reference does.
 TRY = """
@@ -78,8 +78,8 @@ class Environment:
             # A line in a .pth file adds a folder without running the .pth files in it: not our own editable install.
             [site] = self.folder.glob("lib/python*/site-packages")
             (site / "parent.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        else:
-            run(self.python, "-m", "pip", "install", "-q", f"torch=={torch}", *BUILD_TOOLS)
+        more = [] if torch is None else [f"torch=={torch}", "numpy>=1.26"]
+        run(self.python, "-m", "pip", "install", "-q", "-U", *BUILD_TOOLS, *more)
         facts = "import torch; print(torch.__version__, torch.version.cuda is not None)"
         self.torch, cuda = run(self.python, "-c", facts).split()
         self.cuda = cuda == "True"

@@ -21,9 +21,8 @@ from .training.trainer import check_resumable, train
 ZERO_SHOT = "zero-shot"
 
 
-def load_splits(config: Config) -> dict[str, LoadedPairs]:
-    """Training, validation and test pairs with their images in memory; every row is checked before anything is
-    trained."""
+def list_splits(config: Config) -> dict[str, PairList]:
+    """Training, validation and test pairs, every row checked."""
     data = config.data
     if data.willow_split is not None:
         train_pairs, test_pairs = split_pairs(load_pairs(data.name, data.root, "test"), data.willow_split)
@@ -34,6 +33,11 @@ def load_splits(config: Config) -> dict[str, LoadedPairs]:
     for part, pairs in lists.items():
         if not any(len(pair.source_keypoints) for pair in pairs.pairs):
             raise UserError(f"{pairs.root}: the {part} split holds no pair with keypoints; expected at least one")
+    return lists
+
+
+def load_images(lists: dict[str, PairList]) -> dict[str, LoadedPairs]:
+    """The pairs with their images in memory, every image checked before anything is trained."""
     store = ImageStore({image for pairs in lists.values() for image in pairs.images})
     return {part: LoadedPairs(pairs, store) for part, pairs in lists.items()}
 
@@ -89,14 +93,15 @@ def fit(config: Config, resume: bool = False) -> dict[str, Result]:
         raise UserError(f"{out}: holds a run already; expected --resume to go on with it, or another run.out")
     for method in started:
         check_resumable(out / method, config, method)
+    lists = list_splits(config)
     _fresh(config, config.model)  # settings that no network can have, weights that do not fit
     try:
         fabric = Fabric(accelerator=config.run.accelerator, devices=config.run.devices, precision=config.run.precision)
         fabric.launch()
     except (ValueError, RuntimeError) as error:  # Fabric's own words for a device that is not there
         raise UserError(f"run.accelerator, run.devices or run.precision: {error}") from error
+    data = load_images(lists)
     prepare(out)
-    data = load_splits(config)
     main = fabric.is_global_zero
     if main:
         write_yaml(out / "config.yaml", config.as_dict())

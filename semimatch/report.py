@@ -23,7 +23,8 @@ def write_report(
     ``labels``: name -> `label_quality` of the methods that use pseudo labels. Returns the text of the report.
     """
     labels = labels or {}
-    text = "\n".join([format_tables(results), *(_label_line(name, found) for name, found in labels.items())])
+    label_lines = [_label_line(name, found) for name, found in labels.items()]
+    text = "\n".join([format_tables(results), *label_lines, "", *_protocol_lines(cards)])
     write_text(folder / "report.txt", text + "\n")
     plot_curves(results, folder / "curve.png")
     content = {name: {"protocol": cards[name].as_dict()} | result.means() for name, result in results.items()}
@@ -31,6 +32,23 @@ def write_report(
         content[name]["pseudo_labels"] = found
     write_json(folder / "result.json", content)
     return text
+
+
+def _protocol_lines(cards: Mapping[str, Protocol]) -> list[str]:
+    """The protocol, a line a fact; where the results differ, a line each."""
+    fields = {name: card.as_dict() for name, card in cards.items()}
+    lines = ["protocol"]
+    for fact in next(iter(fields.values())):
+        values = {name: _one_line(card[fact]) for name, card in fields.items()}
+        if len(set(values.values())) == 1:
+            lines.append(f"  {fact}: {next(iter(values.values()))}")
+        else:
+            lines += [f"  {fact} ({name}): {value}" for name, value in values.items()]
+    return lines
+
+
+def _one_line(value: object) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
 def label_quality(log: Path) -> dict[str, float]:

@@ -53,7 +53,6 @@ def evaluate_command(
     """Evaluate on one benchmark, print the tables, and leave result.json, report.txt, curve.png and matches/ in
     ``out``."""
     out = out or Path("runs") / f"eval-{data}"
-    prepare(out)
     if split not in DATASETS[data].splits:
         raise UserError(
             f"--split {split}: {data} has no such split; expected one of {', '.join(DATASETS[data].splits)}"
@@ -65,6 +64,7 @@ def evaluate_command(
         _, pairs = split_pairs(pairs, willow_split)
     matcher, model, about = load_matcher(weights, backbone, device)
     loaded = LoadedPairs(pairs, ImageStore(pairs.images))
+    prepare(out)
     result = evaluate(matcher, loaded)
     card = describe(
         benchmark=data, split=pairs.split if willow_split is None else f"test part of willow split {willow_split}",

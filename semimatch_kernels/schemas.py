@@ -47,7 +47,8 @@ OPS: dict[str, Op] = {
         ("cpu", "triton", "cuda"), inputs=(0,), outputs=(0,), saved=(1, 2),
     ),
     "mutual_filter_backward": Op(
-        "(Tensor corr, float? eps, Tensor row_index, Tensor column_index, Tensor grad) -> Tensor", ("cpu", "triton", "cuda")
+        "(Tensor corr, float? eps, Tensor row_index, Tensor column_index, Tensor grad) -> Tensor",
+        ("cpu", "triton", "cuda"),
     ),
     "match": Op(
         f"({_MATCH}) -> ({_SIDE.format('')})",

@@ -53,10 +53,21 @@ def test_fit_leaves_everything_the_readme_names(run):
     report = (run / "report.txt").read_text()
     assert "zero-shot" in report and "semimatch: pseudo labels in the last third of training" in report
     assert 0 <= result["semimatch"]["pseudo_labels"]["coverage"] <= 1 and "pseudo_labels" not in result["supervised"]
+    assert "protocol\n" in report and "benchmark: pf-pascal" in report and "selection (supervised): val" in report
     assert _width(run / "curve.png") > 500
     card = json.loads((run / "supervised" / "pairs.json").read_text())["protocol"]
     assert result["supervised"]["protocol"] == card
     assert card["selection"] == "val" and "sha256" in card["weights"] and card["direction"]
+
+
+def test_a_refused_run_leaves_no_folder_and_looks_for_the_data_before_the_weights(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("semimatch.fit.build_matcher", None)
+    fit = ["fit", "--data.name", "pf-pascal", "--data.root", tmp_path, "--run.out", tmp_path / "out"]
+    assert "PF-PASCAL" in _fails(capsys, *fit)
+    assert "PF-WILLOW" in _fails(
+        capsys, "eval", "--data", "pf-willow", "--data-root", tmp_path, "--out", tmp_path / "o"
+    )
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_second_fit_needs_to_be_told(run, capsys, demo_root):

@@ -193,3 +193,9 @@ def test_scenes_are_annotated_truthfully(category):
     assert any(not scene.visible.all() for scene in scenes)
     complete = draw_scene(category, np.random.default_rng(0), complete=True)
     assert not complete.truncated
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot be written .Not a directory.; expected a folder"):
+        write_demo(tmp_path / "file" / "data", **TINY, progress=False)

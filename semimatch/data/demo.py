@@ -78,7 +78,7 @@ def write_demo(
         `out_dir`.
 
     Raises:
-        DataError: `out_dir` holds something else, or the data set with other parameters.
+        DataError: `out_dir` holds something else, or the data set with other parameters, or cannot be made.
         ValueError: a number of images below 2 or of pairs below 1.
     """
     images, pairs = tuple(images_per_category), tuple(pairs_per_category)
@@ -97,8 +97,11 @@ def write_demo(
     out_dir = Path(out_dir)
     if _is_written(out_dir, manifest):
         return out_dir
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    workshop = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
+    try:
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        workshop = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
+    except OSError as error:
+        raise DataError(out_dir, "", f"cannot be written ({error.strerror})", "a folder that can be made") from error
     try:
         root = workshop / "root"
         root.mkdir()
