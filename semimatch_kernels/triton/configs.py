@@ -128,8 +128,9 @@ class Architecture:
     both_backward: BothBackward
     merge: Tile  #: second stage: parts and kept cells per tile
     from_features: dict[tuple[str, str, int], FeatureTile]
-    """Key: (forward or slopes, size class or "odd" where loads cannot be joined, bytes of an entry)."""
-    products: dict[tuple[str, int], ProductTile]  #: by (even or odd, the same, bytes of an entry)
+    """Key: (forward or slopes; size class, "odd" where loads cannot be joined, "ieee" where float32 is multiplied on
+    the ordinary cores; bytes of an entry)."""
+    products: dict[tuple[str, int], ProductTile]  #: by (even, odd or ieee, the same; bytes of an entry)
     norms: NormTile
     mutual: NormTile  #: tiles of a correlation: cells along its contiguous side, "channels" along the other
     product_programs: int  #: `programs` of the kernels that form entries from features, which use much of an SM
@@ -170,6 +171,7 @@ def _from_features(capability: int, reduced: int, parts: int, stages: int) -> di
         ("large", 2): large,
         ("odd", 4): FeatureTile(kept=64, reduced=64, channels=32, num_warps=8, num_stages=2, min_cells=256),
         ("odd", 2): FeatureTile(kept=64, reduced=64, channels=64, num_warps=8, num_stages=2, min_cells=256),
+        ("ieee", 4): FeatureTile(kept=128, reduced=64, channels=16, num_warps=8, num_stages=3, min_cells=128),
     }
     table = {(kernel, *key): tile for kernel in ("forward", "slopes") for key, tile in tiles.items()}
     if capability == 80:  # operands go through registers: less of everything
@@ -188,6 +190,7 @@ def _products(capability: int, cells: int, parts: int, stages: int) -> dict[tupl
         ("even", 2): ProductTile(channels=128, cells=cells, terms=64, num_warps=8, num_stages=stages, parts=parts),
         ("odd", 4): ProductTile(channels=64, cells=64, terms=32, num_warps=8, num_stages=2),
         ("odd", 2): ProductTile(channels=64, cells=64, terms=64, num_warps=8, num_stages=2),
+        ("ieee", 4): ProductTile(channels=128, cells=64, terms=16, num_warps=8, num_stages=3),
     }
 
 

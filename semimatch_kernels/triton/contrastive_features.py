@@ -8,10 +8,10 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
-from .contrastive import merge, per_cell, reduced_loss, smoothing, upstream
+from .contrastive import counted, goal_totals, merge, per_cell, reduced_loss, smoothing, upstream
 from .features import Block, Sides, feature_tile, gradient, half_gain, precision
-from .launch import on_device, options, scalars
-from .loss import LOSS_FLOATS, absorb_columns, axis_weight, finish_loss, goal_weight, load_labels, load_slope
+from .launch import options, scalars
+from .loss import LOSS_FLOATS, absorb_columns, finish_loss, goal_weight, load_labels, load_slope
 from .online_softmax import divide
 from .tiles import column_parts, entries, factors, feature_products, offsets
 
@@ -62,15 +62,15 @@ def contrastive_features_fwd_kernel(
                 row = label // width
                 dx = (r % width)[None, :] - (label - row * width)[:, None]
                 weight = goal_weight(dx, (r // width)[None, :] - row[:, None], rx, ry, sigma_scale, ACC)
-                weight = tl.where((r < reduced)[None, :], weight, 0.0)
+                weight = tl.where(c == float("-inf"), 0.0, weight)
                 weights += tl.sum(weight, 1)
-                weighted += tl.sum(tl.where(weight == 0, 0.0, weight * c), 1)  # 0 * -inf must not be formed
-            else:
-                weighted += tl.sum(tl.where(r[None, :] == label[:, None], c, 0.0), 1)
+                weighted += tl.sum(tl.where(weight == 0, 0.0, weight * c), 1)  # 0 * inf must not be formed
+                c = tl.where(c == float("-inf"), c, 0.0)  # a label on an excluded entry makes all of it -inf
+            weighted += tl.sum(tl.where(r[None, :] == label[:, None], c, 0.0), 1)
     if not SMOOTH:
         weights += tl.where((label >= start) & (label < end), 1.0, 0.0).to(ACC)
     if partial_ptr is None:
-        goal = divide(weighted, weights)
+        goal = divide(weighted, tl.where(weights == 0, 1.0, weights))
         finish_loss(best, total, goal, beyond, keep, loss_ptr, logsumexp_ptr, weight_ptr, at, ok, temperature)
     else:
         partial_ptr += (batch * splits + split) * LOSS_FLOATS * kept + k
@@ -83,9 +83,10 @@ def contrastive_features_fwd_kernel(
 @triton.jit(do_not_specialize=["width", "height", "rx", "ry", "grad_b", "grad_k", "first_batch", "first_kept"])
 def contrastive_features_slopes_kernel(
     kept_ptr, reduced_ptr, kept_factor_ptr, reduced_factor_ptr,  # as above
-    labels_ptr, mask_ptr, weight_ptr, logsumexp_ptr,  # [B, kept]; mask and weight may be None
+    labels_ptr, weight_ptr, logsumexp_ptr,  # [B, kept]; the weight may be None
     count_ptr,  # one number, or None unless the loss is a mean
     loss_grad_ptr,  # [B, kept] in any strides
+    totals_ptr,  # [B, kept] of `loss.goal_totals_kernel`, None unless SMOOTH
     gain_ptr,  # one number, or None
     slopes_ptr,  # [batches of this launch, kept cells of this launch, reduced]
     kept, reduced, channels, kept_stride_b, kept_stride_c, kept_stride_n,
@@ -113,8 +114,8 @@ def contrastive_features_slopes_kernel(
         ACC, DOT, PRECISION, NARROW, BLOCK_K, BLOCK_R, BLOCK_C,
     )  # fmt: skip
     kept_factor = factors(kept_factor_ptr, batch * kept, k, kept, ACC)
-    label, keep, level, slope = load_slope(
-        labels_ptr, mask_ptr, weight_ptr, logsumexp_ptr, count_ptr, loss_grad_ptr, grad_b, grad_k,
+    label, _, level, slope = load_slope(
+        labels_ptr, None, weight_ptr, logsumexp_ptr, count_ptr, loss_grad_ptr, grad_b, grad_k,
         batch, k, kept, reduced, temperature, ACC,
     )  # fmt: skip
     slope *= kept_factor
@@ -123,10 +124,7 @@ def contrastive_features_slopes_kernel(
     if SMOOTH:
         label_row = label // width
         label_column = label - label_row * width
-        inverse = 1.0 / (
-            axis_weight(label_column, width, rx, sigma_scale, ACC)
-            * axis_weight(label_row, height, ry, sigma_scale, ACC)
-        )
+        inverse = 1.0 / tl.load(totals_ptr + batch * kept + k, mask=k < kept, other=1.0)
     slopes_ptr += local_batch * slopes_stride_b + local_first.to(tl.int64) * slopes_stride_k + first
     at = offsets(BLOCK_K, BLOCK_R // PARTS, slopes_stride_k, 1, NARROW)
     parts = column_parts(acc, PARTS)
@@ -137,12 +135,12 @@ def contrastive_features_slopes_kernel(
         if SMOOTH:
             dx = (r % width)[None, :] - label_column[:, None]
             weight = goal_weight(dx, (r // width)[None, :] - label_row[:, None], rx, ry, sigma_scale, ACC)
-            p -= weight * inverse[:, None]
+            p -= weight * inverse[:, None]  # excluded entries are dropped below
         else:
             p -= tl.where(r[None, :] == label[:, None], 1.0, 0.0)
         # Source cells that are not there take no part, whatever the goal says; nor do cells that do not count.
-        value = tl.where(keep[:, None] & (factor >= 0)[None, :], p * slope[:, None] * factor[None, :], 0.0)
-        value = tl.where(keep[:, None] & (factor != factor)[None, :], float("nan"), value)
+        dropped = (kept_factor < 0)[:, None] | (factor < 0)[None, :]
+        value = tl.where(dropped, 0.0, p * slope[:, None] * factor[None, :])
         tl.store(slopes_ptr + i * (BLOCK_R // PARTS) + at, value, mask=ok[:, None] & (r < reduced)[None, :])
 
 
@@ -184,23 +182,23 @@ def masked_contrastive_loss_features_backward(
     """Gradients by ``src`` and ``trg``, contiguous, in their dtype; ``grad`` [B,T] or a scalar."""
     window, smooth = smoothing(src.shape[2], width, sigma, radius)
     tile = feature_tile("slopes", trg, src, crowded=sigma != 0)
-    with on_device(trg):
-        sides = Sides.of(trg, src, None, source_mask, normalize, eps)
-        cellwise = per_cell(trg, labels, weight, mask)
-        logsumexp = logsumexp.contiguous()
-        count_ptr, grad, grad_strides = upstream(grad, count, reduction)
-        gain = None
-        if trg.dtype == torch.float16 and grad.numel():
-            bound = grad.abs().amax() / temperature
-            if reduction == "mean":
-                bound = bound / count.clamp(min=1)
-            if weight is not None:
-                bound = bound * weight.abs().amax()
-            gain = half_gain(sides, bound)
+    # Cells that do not count are not there: whatever their features are, they reach no gradient.
+    sides = Sides.of(trg, src, counted(labels, mask), source_mask, normalize, eps)
+    labels, _, weight = per_cell(trg, labels, weight, mask)
+    logsumexp = logsumexp.contiguous()
+    count_ptr, grad, grad_strides = upstream(grad, count, reduction)
+    gain, totals = None, None
+    if trg.dtype == torch.float16:
+        share = 1 / count.clamp(min=1) if reduction == "mean" else None
+        gain = half_gain(sides, temperature, grad, weight, share)
+    if smooth["SMOOTH"]:
+        there, sources = sides.there[1], src.shape[2]
+        excluded, strides = (trg.new_zeros(1), (0, 0, 0)) if there is None else (there, (sources, 1, 0))
+        totals = goal_totals(trg, excluded, sources, strides, labels, window, smooth)
 
     def slopes(block: Block) -> None:
         contrastive_features_slopes_kernel[(block.programs(tile),)](
-            *sides.pointers, *cellwise, logsumexp, count_ptr, grad, gain, block.slopes,
+            *sides.pointers, labels, weight, logsumexp, count_ptr, grad, totals, gain, block.slopes,
             *sides.sizes, *sides.strides, *block.arguments, *grad_strides,
             **window, **smooth, **scalars(temperature), **precision(trg), NARROW=sides.narrow(tile),
             **tile.constants, num_stages=tile.num_stages, **options(tile.num_warps),

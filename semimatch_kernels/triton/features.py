@@ -9,6 +9,7 @@ multiplied by the features of either side: three products of S x T x C in all, n
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,16 +28,24 @@ _DTYPES = {
 }  # fmt: skip
 
 
+#: How float32 is multiplied where PyTorch's setting wants all of its digits: on the ordinary cores, or as three
+#: products of tf32 on the tensor cores, which keep nearly all.
+_FULL = "tf32x3" if os.environ.get("SEMIMATCH_TF32X3", "0") == "1" else "ieee"
+
+
 def precision(features: Tensor) -> dict:
-    """How products are formed. float32 follows PyTorch's setting for products: tf32 where that allows it, else three
-    products of tf32, which keep the digits of float32. The interpreter multiplies in the accumulate dtype."""
+    """How products are formed. float32 follows PyTorch's setting for products, "ieee" or "tf32". The interpreter
+    multiplies in the accumulate dtype."""
     if INTERPRETED:
         return {"ACC": kernel_dtype(features), "DOT": kernel_dtype(features), "PRECISION": "ieee"}
-    if features.dtype != torch.float32:
-        how = "ieee"
-    else:
-        how = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
+    how = "ieee"
+    if features.dtype == torch.float32:
+        how = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else _FULL
     return {"ACC": kernel_dtype(features), "DOT": _DTYPES[features.dtype], "PRECISION": how}
+
+
+def _on_ordinary_cores(features: Tensor) -> bool:
+    return features.dtype == torch.float32 and not INTERPRETED and precision(features)["PRECISION"] == "ieee"
 
 
 def _narrow(tile: configs.FeatureTile | configs.ProductTile, *strides: tuple[int, ...]) -> bool:
@@ -53,7 +62,9 @@ def _aligned(features: Tensor) -> bool:
 def feature_tile(kernel: str, kept: Tensor, reduced: Tensor, crowded: bool = False) -> configs.FeatureTile:
     """The tile of a "forward" or "slopes" kernel for these features [B,C,N]; crowded: it has much else to keep."""
     arch, itemsize = configs.architecture(kept.device), min(kept.element_size(), 4)
-    if crowded or not (_aligned(kept) and _aligned(reduced)):
+    if _on_ordinary_cores(kept):
+        size = "ieee"
+    elif crowded or not (_aligned(kept) and _aligned(reduced)):
         size = "odd"
     else:
         size = "small" if kept.shape[2] * reduced.shape[2] <= configs.SMALL_ENTRIES else "large"
@@ -77,16 +88,20 @@ class Sides:
     reduced: Tensor
     factors: tuple[Tensor | None, Tensor | None]
     slopes: tuple[Tensor | None, Tensor | None]  #: of the factors, see `norms.chain_kernel`
+    there: tuple[Tensor | None, Tensor | None]  #: the factors of the sides that have a mask
 
     @staticmethod
     def of(
         kept: Tensor, reduced: Tensor, kept_mask: Tensor | None, reduced_mask: Tensor | None, normalize: str,
         eps: float,
     ) -> Sides:  # fmt: skip
-        made = [norms.factors(f, normalize, eps) for f in (kept, reduced)]
-        masked = zip(made, (kept_mask, reduced_mask), (kept, reduced), strict=True)
-        factors = tuple(_factors(factor, mask, features) for (factor, _), mask, features in masked)
-        return Sides(kept, reduced, factors, tuple(slope for _, slope in made))  # type: ignore[arg-type]
+        factors, slopes, there = [], [], []
+        for features, mask in ((kept, kept_mask), (reduced, reduced_mask)):
+            factor, slope = norms.factors(features, normalize, eps)
+            factors.append(_factors(factor, mask, features))
+            slopes.append(slope)
+            there.append(None if mask is None else factors[-1])
+        return Sides(kept, reduced, tuple(factors), tuple(slopes), tuple(there))  # type: ignore[arg-type]
 
     @property
     def pointers(self) -> tuple[Tensor | None, ...]:
@@ -108,9 +123,10 @@ class Sides:
 @triton.jit(do_not_specialize=["first_batch", "first_term", "first_cell"])
 def product_kernel(
     features_ptr,  # [B, C, terms] in any strides
+    there_ptr,  # `tiles.factors` [B, all terms] where some terms are not there, else None
     slopes_ptr,  # [batches of this launch, terms, cells] in any strides
     sum_ptr,  # [B, C, all cells] contiguous
-    batches, cells, terms, channels, all_cells, first_batch, first_term, first_cell,
+    cells, terms, channels, all_cells, all_terms, first_batch, first_term, first_cell,
     stride_b, stride_c, stride_n, slopes_stride_b, slopes_stride_term, slopes_stride_cell,
     ACCUMULATE: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, NARROW: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_TERMS: tl.constexpr, PARTS: tl.constexpr,
@@ -128,8 +144,10 @@ def product_kernel(
     features_ptr += batch * stride_b + channel.to(tl.int64) * stride_c
     features_ptr += tl.cast(first_term, tl.int64) * stride_n
     slopes_ptr += local * slopes_stride_b + cell.to(tl.int64) * slopes_stride_cell
+    if there_ptr is not None:
+        there_ptr += batch * all_terms + first_term
     acc = products(
-        features_ptr, slopes_ptr, channel_ok, tl.arange(0, BLOCK_N) < cells - cell, terms,
+        features_ptr, slopes_ptr, there_ptr, channel_ok, tl.arange(0, BLOCK_N) < cells - cell, terms,
         stride_c, stride_n, slopes_stride_cell, slopes_stride_term,
         tl.zeros([BLOCK_C, BLOCK_N], ACC), DOT, PRECISION, NARROW, BLOCK_TERMS,
     )  # fmt: skip
@@ -164,16 +182,21 @@ class Block:
         return batches * triton.cdiv(kept, tile.kept) * triton.cdiv(reduced, tile.reduced)
 
 
-def _multiply(features: Tensor, slopes: Tensor, total: Tensor, first: tuple[int, int, int], accumulate: bool) -> None:
+def _multiply(
+    features: Tensor, there: Tensor | None, slopes: Tensor, total: Tensor, first: tuple[int, int, int], accumulate: bool
+) -> None:  # fmt: skip
     """Adds to ``total`` [B,C,N], or writes to it, the products of ``features`` with ``slopes`` [batches,terms,cells];
     first: batch, term and cell."""
     batches, terms, cells = slopes.shape
     channels = features.shape[1]
-    size = "even" if _aligned(features) and _aligned(slopes) else "odd"
+    if _on_ordinary_cores(features):
+        size = "ieee"
+    else:
+        size = "even" if _aligned(features) and _aligned(slopes) else "odd"
     tile = configs.architecture(features.device).products[size, min(features.element_size(), 4)]
     programs = batches * triton.cdiv(channels, tile.channels) * triton.cdiv(cells, tile.cells)
     product_kernel[(programs,)](
-        features, slopes, total, batches, cells, terms, channels, total.shape[2], *first,
+        features, there, slopes, total, cells, terms, channels, total.shape[2], features.shape[2], *first,
         *features.stride(), *slopes.stride(), ACCUMULATE=accumulate, **precision(features),
         NARROW=_narrow(tile, features.stride(), slopes.stride(), total.stride()), **tile.constants,
         num_stages=tile.num_stages, **options(tile.num_warps),
@@ -204,32 +227,42 @@ def gradient(
                     shape = many, min(each, cells - first), reduced.shape[2]
                     block = buffer[: shape[0] * shape[1] * shape[2]].view(shape)
                     slopes(Block(block, first_batch, first))
-                    _multiply(reduced, block.transpose(1, 2), totals[0], (first_batch, 0, first), False)
-                    _multiply(kept, block, totals[1], (first_batch, first, 0), first > 0)
-    return tuple(
-        _finished(total, f, slope, gain) for total, f, slope in zip(totals, (kept, reduced), sides.slopes, strict=True)
-    )  # type: ignore[return-value]
+                    transposed = block.transpose(1, 2)
+                    _multiply(reduced, sides.there[1], transposed, totals[0], (first_batch, 0, first), False)
+                    _multiply(kept, sides.there[0], block, totals[1], (first_batch, first, 0), first > 0)
+    else:  # nothing to match on one side
+        totals = [total.zero_() for total in totals]
+    each_side = zip(totals, (kept, reduced), sides.slopes, sides.there, strict=True)
+    return tuple(_finished(total, f, slope, there, gain) for total, f, slope, there in each_side)  # type: ignore
 
 
-def _finished(total: Tensor, features: Tensor, slope: Tensor | None, gain: Tensor | None) -> Tensor:
-    if not total.numel() or (slope is None and gain is None and total.dtype == features.dtype):
+def _finished(
+    total: Tensor, features: Tensor, slope: Tensor | None, there: Tensor | None, gain: Tensor | None
+) -> Tensor:  # fmt: skip
+    if not total.numel() or (slope is there is gain is None and total.dtype == features.dtype):
         return total.to(features.dtype)
     in_place = total.dtype == features.dtype or (INTERPRETED and features.dtype == torch.bfloat16)
     grad = total if in_place else torch.empty(features.shape, dtype=features.dtype, device=features.device)
-    norms.chain(total, features, slope, gain, grad)
+    norms.chain(total, features, slope, there, gain, grad)
     return grad.to(features.dtype)
 
 
-def half_gain(sides: Sides, bound: Tensor) -> Tensor | None:
-    """A power of two that brings slopes of float16 features into the range of float16, None for other dtypes.
+def _largest(values: Tensor) -> Tensor:
+    """Largest absolute value, of those that are finite: a NaN in one sample must not change the others."""
+    return torch.where(values.isfinite(), values.abs(), 0).amax()
 
-    bound: a number that the gradients by the entries do not exceed by far. A mean over many cells, or short features,
-    would leave that range.
+
+def half_gain(sides: Sides, temperature: float, *bounds: Tensor) -> Tensor | None:
+    """A power of two that brings slopes of float16 features into the range of float16.
+
+    bounds: the gradients by the entries do not exceed the product of their largest values, divided by the temperature,
+    by far. A mean over many cells, or short features, would leave that range.
     """
-    if sides.kept.dtype != torch.float16 or not sides.kept.numel() or not sides.reduced.numel():
+    if not sides.kept.numel() or not sides.reduced.numel():
         return None
-    for factor in sides.factors:
-        if factor is not None:
-            bound = bound * factor.amax()
+    bound = torch.full((), 1 / temperature, device=sides.kept.device)
+    for values in (*bounds, *sides.factors):
+        if values is not None:
+            bound = bound * _largest(values)
     gain = torch.exp2(4 - torch.log2(bound).ceil())
-    return torch.where(bound > 0, gain, 1).to(torch.float32).reshape(1)
+    return torch.where((bound > 0) & gain.isfinite(), gain, 1).to(torch.float32).reshape(1)

@@ -62,18 +62,6 @@ def goal_weight(dx, dy, rx, ry, sigma_scale, ACC: tl.constexpr):
 
 
 @triton.jit
-def axis_weight(place, cells, radius, sigma_scale, ACC: tl.constexpr):
-    """Sum [N] of the Gaussian along one axis of the grid, from the label's place on it."""
-    total = tl.zeros(place.shape, ACC)
-    for i in range(0, 2 * radius + 1):
-        d = i - radius
-        there = (place + d >= 0) & (place + d < cells)
-        weight = tl.exp2(-(tl.full([], 0, tl.int32) + d * d).to(ACC) * tl.full([], sigma_scale, ACC))
-        total += tl.where(there, weight, 0.0)
-    return total
-
-
-@triton.jit
 def finish_loss(
     best, total, goal, label_beyond, keep, loss_ptr, logsumexp_ptr, weight_ptr, at, ok, temperature
 ):  # fmt: skip
@@ -81,9 +69,9 @@ def finish_loss(
     ACC: tl.constexpr = best.dtype
     temperature = tl.full(best.shape, temperature, ACC)
     log_total = tl.log(total)
-    # Not logsumexp - goal: their common size would cost digits.
-    loss = log_total + divide(loss_origin(best) - goal, temperature)
-    loss = tl.where(goal == float("-inf"), float("inf"), loss)
+    # Not logsumexp - goal: their common size would cost digits. A goal of -inf is a label on an excluded entry, which
+    # costs infinitely much, also where nothing is left; a NaN in the column stays.
+    loss = tl.where(total == 0, float("inf"), log_total + divide(loss_origin(best) - goal, temperature))
     loss = tl.where(label_beyond, float("nan"), loss)
     if weight_ptr is not None:
         loss *= tl.load(weight_ptr + at, mask=ok, other=0.0)
@@ -153,7 +141,7 @@ def merge_losses_kernel(
     if corr_ptr is None:
         goal = divide(weighted, weights)
     else:
-        goal = gather_goal(
+        goal, _ = gather_goal(
             corr_ptr + batch * stride_b + cell.to(tl.int64) * stride_k, label, keep, stride_r,
             width, height, rx, ry, sigma_scale, ACC, SMOOTH,
         )  # fmt: skip
@@ -164,8 +152,12 @@ def merge_losses_kernel(
 def gather_goal(
     column_ptr, label, keep, stride_r, width, height, rx, ry, sigma_scale, ACC: tl.constexpr, SMOOTH: tl.constexpr
 ):  # fmt: skip
-    """The raw score [N] that the goal asks for: the label's entry, or the mean under the Gaussian round it."""
+    """The raw score [N] that the goal asks for: the label's entry; or the mean of what is not excluded under the
+    Gaussian round it, -inf where the label itself is excluded. And the sum [N] of the Gaussian's weights."""
+    goal = tl.load(column_ptr + label.to(tl.int64) * stride_r, mask=keep, other=0.0).to(ACC)
+    weights = tl.full(label.shape, 1.0, ACC)
     if SMOOTH:
+        excluded = goal == float("-inf")
         row = label // width
         column = label - row * width
         weighted = tl.zeros(label.shape, ACC)
@@ -175,11 +167,29 @@ def gather_goal(
             dx = i % (2 * rx + 1) - rx
             there = keep & (row + dy >= 0) & (row + dy < height) & (column + dx >= 0) & (column + dx < width)
             cell = tl.where(there, label + dy * width + dx, 0)
-            weight = tl.where(there, goal_weight(cell * 0 + dx, cell * 0 + dy, rx, ry, sigma_scale, ACC), 0.0)
-            c = tl.load(column_ptr + cell.to(tl.int64) * stride_r, mask=there, other=0.0).to(ACC)
-            weighted += tl.where(weight == 0, 0.0, weight * c)  # 0 * -inf must not be formed
+            c = tl.load(column_ptr + cell.to(tl.int64) * stride_r, mask=there, other=float("-inf")).to(ACC)
+            weight = goal_weight(cell * 0 + dx, cell * 0 + dy, rx, ry, sigma_scale, ACC)
+            weight = tl.where(c == float("-inf"), 0.0, weight)
+            weighted += tl.where(weight == 0, 0.0, weight * c)  # 0 * inf must not be formed
             weights += weight
-        goal = divide(weighted, tl.where(weights == 0, 1.0, weights))
-    else:
-        goal = tl.load(column_ptr + label.to(tl.int64) * stride_r, mask=keep, other=0.0).to(ACC)
-    return goal
+        weights = tl.where(weights == 0, 1.0, weights)
+        goal = divide(weighted, weights) + tl.where(excluded, float("-inf"), 0.0)
+    return goal, weights
+
+
+@triton.jit(do_not_specialize=["width", "height", "rx", "ry"])
+def goal_totals_kernel(
+    entries_ptr,  # [B, reduced, kept] in any strides: a correlation, or what is -inf where that is excluded
+    labels_ptr, totals_ptr,  # [B, kept]
+    reduced, kept, stride_b, stride_r, stride_k, width, height, rx, ry, sigma_scale,
+    ACC: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_K kept cells of one batch entry: what divides the weights of their smoothed goals."""
+    blocks = tl.cdiv(kept, BLOCK_K)
+    batch = (tl.program_id(0) // blocks).to(tl.int64)
+    cell = (tl.program_id(0) % blocks) * BLOCK_K + tl.arange(0, BLOCK_K)  # [BLOCK_K]
+    at = batch * kept + cell
+    label, keep, _ = load_labels(labels_ptr, None, at, cell < kept, reduced)
+    column_ptr = entries_ptr + batch * stride_b + cell.to(tl.int64) * stride_k
+    _, total = gather_goal(column_ptr, label, keep, stride_r, width, height, rx, ry, sigma_scale, ACC, True)
+    tl.store(totals_ptr + at, total, cell < kept)

@@ -132,7 +132,8 @@ def match_features_slopes_kernel(
         c = tl.where((kept_factor < 0)[:, None], float("-inf"), entries(parts[i], kept_factor, factor))
         x, y = tile_xy(first + i * (BLOCK_R // PARTS), width, height, BLOCK_R // PARTS, ACC)
         value = slope(side, 1, c, r[None, :], x[None, :], y[None, :], scale)
-        value = value * to_products[:, None] * factor[None, :]
+        # Not a product with 0: the factor of an excluded entry may be infinite, or NaN that of the other side.
+        value = tl.where(c == float("-inf"), 0.0, value * to_products[:, None] * factor[None, :])
         tl.store(slopes_ptr + i * (BLOCK_R // PARTS) + at, value, mask=ok[:, None] & (r < reduced)[None, :])
 
 
@@ -180,8 +181,8 @@ def match_features_backward(
     sides = Sides.of(trg, src, target_mask, source_mask, normalize, eps)
     saved = contiguous(coords, score, entropy, logsumexp, index)
     gain = None
-    if trg.dtype == torch.float16 and trg.numel():
-        gain = half_gain(sides, torch.stack([g.abs().amax() for g in used]).amax() / temperature)
+    if trg.dtype == torch.float16:
+        gain = half_gain(sides, temperature, torch.cat([g.flatten() for g in used]))
 
     def slopes(block: Block) -> None:
         match_features_slopes_kernel[(block.programs(tile),)](

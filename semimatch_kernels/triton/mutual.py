@@ -36,10 +36,10 @@ def better(a, b, a_at, b_at):
 
 @triton.jit
 def maxima_kernel(
-    corr_ptr,  # [B, rows, columns] in any strides
+    corr_ptr,  # [B / levels, levels, rows, columns] in any strides
     row_ptr, row_partial_index_ptr,  # [B, column blocks, rows]
     column_ptr, column_partial_index_ptr,  # [B, row blocks, columns]
-    rows, columns, stride_b, stride_row, stride_column,
+    levels, rows, columns, stride_b, stride_level, stride_row, stride_column,
     ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """First stage: one program, one tile; the maxima of its rows and of its columns, from one read."""
@@ -52,7 +52,7 @@ def maxima_kernel(
     row = row_block * BLOCK_R + tl.arange(0, BLOCK_R)  # [BLOCK_R]
     column = column_block * BLOCK_C + tl.arange(0, BLOCK_C)  # [BLOCK_C]
     ok = (row < rows)[:, None] & (column < columns)[None, :]
-    pointer = corr_ptr + batch * stride_b  # [BLOCK_R, BLOCK_C]
+    pointer = corr_ptr + (batch // levels) * stride_b + (batch % levels) * stride_level  # [BLOCK_R, BLOCK_C]
     pointer += row.to(tl.int64)[:, None] * stride_row + column.to(tl.int64)[None, :] * stride_column
     c = tl.load(pointer, mask=ok, other=0.0).to(ACC)
     top, at = largest(c, column[None, :], ok, 1)
@@ -100,11 +100,13 @@ def divisor(top, eps, HAS_EPS: tl.constexpr):
 
 @triton.jit
 def filter_kernel(
-    corr_ptr, filtered_grad_ptr,  # [B, rows, columns] in any strides; the gradient of the result, or None: forward
+    corr_ptr,  # [B / levels, levels, rows, columns] in any strides
+    filtered_grad_ptr,  # the same, or None: forward
     row_ptr, column_ptr,  # maxima [B, rows], [B, columns]
     row_sum_ptr, column_sum_ptr,  # backward: [B, column blocks, rows], [B, row blocks, columns]
     out_ptr,  # [B, rows, columns] contiguous: the result, or the gradient but for what goes through the maxima
-    rows, columns, stride_b, stride_row, stride_column, grad_b, grad_row, grad_column, eps,
+    levels, rows, columns, stride_b, stride_level, stride_row, stride_column,
+    grad_b, grad_level, grad_row, grad_column, eps,
     HAS_EPS: tl.constexpr, ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program, one tile: c (c / row) (c / column), or its derivative by c times the gradient, and the sums along
@@ -118,7 +120,7 @@ def filter_kernel(
     row = row_block * BLOCK_R + tl.arange(0, BLOCK_R)  # [BLOCK_R]
     column = column_block * BLOCK_C + tl.arange(0, BLOCK_C)  # [BLOCK_C]
     ok = (row < rows)[:, None] & (column < columns)[None, :]
-    pointer = corr_ptr + batch * stride_b  # [BLOCK_R, BLOCK_C]
+    pointer = corr_ptr + (batch // levels) * stride_b + (batch % levels) * stride_level  # [BLOCK_R, BLOCK_C]
     pointer += row.to(tl.int64)[:, None] * stride_row + column.to(tl.int64)[None, :] * stride_column
     c = tl.load(pointer, mask=ok, other=0.0).to(ACC)
     by_row = divisor(tl.load(row_ptr + batch * rows + row, mask=row < rows, other=1.0), eps, HAS_EPS)
@@ -130,7 +132,7 @@ def filter_kernel(
     if filtered_grad_ptr is None:
         tl.store(out_ptr, c * ratio, mask=ok)
     else:
-        filtered_grad_ptr += batch * grad_b  # [BLOCK_R, BLOCK_C]
+        filtered_grad_ptr += (batch // levels) * grad_b + (batch % levels) * grad_level  # [BLOCK_R, BLOCK_C]
         filtered_grad_ptr += row.to(tl.int64)[:, None] * grad_row + column.to(tl.int64)[None, :] * grad_column
         g = tl.load(filtered_grad_ptr, mask=ok, other=0.0).to(ACC)
         tl.store(out_ptr, 3.0 * g * ratio, mask=ok)
@@ -165,14 +167,15 @@ def take_from_maxima_kernel(
 
 
 class _Tiles:
-    """The tiles of a correlation [B,S,T]: their programs, and the partial results of rows and of columns."""
+    """The tiles of a correlation [outer,levels,S,T]: their programs, and the partial results of rows and of columns."""
 
     def __init__(self, corr: Tensor):
-        self.batch, self.rows, self.columns = corr.shape
+        _, self.levels, self.rows, self.columns = corr.shape
+        self.batch = corr.shape[0] * self.levels
         arch = configs.architecture(corr.device)
         self.tile, self.merge = arch.mutual, arch.merge
         # Read along the side that is contiguous.
-        fast_rows = corr.stride(1) < corr.stride(2)
+        fast_rows = corr.stride(2) < corr.stride(3)
         long, short = self.tile.cells, self.tile.channels
         self.block = (long, short) if fast_rows else (short, long)
         self.parts = triton.cdiv(self.columns, self.block[1]), triton.cdiv(self.rows, self.block[0])
@@ -195,8 +198,8 @@ class _Tiles:
         partials, indices = self.partials(self.wide), self.partials(torch.int32)
         tops, at = self.lines(self.wide), self.lines(torch.int64)
         maxima_kernel[(self.programs,)](
-            corr, partials[0], indices[0], partials[1], indices[1], self.rows, self.columns, *corr.stride(),
-            **self.constants,
+            corr, partials[0], indices[0], partials[1], indices[1], self.levels, self.rows, self.columns,
+            *corr.stride(), **self.constants,
         )  # fmt: skip
         for i, cells in enumerate((self.rows, self.columns)):
             merge_maxima_kernel[(self.batch * triton.cdiv(cells, self.tile.cells),)](
@@ -212,16 +215,23 @@ def _empty_like(corr: Tensor, shape: torch.Size) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=corr.device)
 
 
+def _four_dims(corr: Tensor) -> Tensor:
+    """``corr`` [...,S,T] as [outer,levels,S,T]: a view where the outer dimensions, if there are several, lie together
+    in memory, as they nearly always do."""
+    return corr[None] if corr.dim() == 3 else corr.flatten(0, -4)
+
+
 def mutual_filter(corr: Tensor, eps: float | None) -> tuple[Tensor, Tensor, Tensor]:
     """``corr`` [...,S,T] filtered, and the indices of the maxima of its rows [...,S] and columns [...,T]."""
-    flat = corr.flatten(0, -3)
+    flat = _four_dims(corr)
     out = _empty_like(corr, flat.shape)
     tiles = _Tiles(flat)
     if flat.numel():
         with on_device(corr):
             tops, at = tiles.maxima(flat)
             filter_kernel[(tiles.programs,)](
-                flat, None, *tops, None, None, out, tiles.rows, tiles.columns, *flat.stride(), 0, 0, 0, eps or 0.0,
+                flat, None, *tops, None, None, out, tiles.levels, tiles.rows, tiles.columns, *flat.stride(),
+                0, 0, 0, 0, eps or 0.0,
                 HAS_EPS=eps is not None, **tiles.constants,
             )  # fmt: skip
     else:
@@ -237,25 +247,25 @@ def mutual_filter_backward(
 
     Summed in float32 and rounded once: entries that are a maximum take three summands.
     """
-    flat, g = corr.flatten(0, -3), grad.flatten(0, -3)
+    flat, g = _four_dims(corr), _four_dims(grad)
     tiles = _Tiles(flat)
     out = torch.empty(flat.shape, dtype=tiles.wide, device=corr.device)
     if flat.numel():
-        indices = [row_index.contiguous().flatten(0, -2), column_index.contiguous().flatten(0, -2)]
-        batch, rows, columns = flat.shape
+        outer, levels, rows, columns = flat.shape
+        indices = [i.contiguous().view(outer, levels, -1) for i in (row_index, column_index)]
         # The maxima again, by their indices.
         tops = (
-            flat.gather(2, indices[0][..., None]).squeeze(2).to(tiles.wide),
-            flat.gather(1, indices[1][:, None]).squeeze(1).to(tiles.wide),
+            flat.gather(3, indices[0].unsqueeze(3)).squeeze(3).to(tiles.wide),
+            flat.gather(2, indices[1].unsqueeze(2)).squeeze(2).to(tiles.wide),
         )
         with on_device(corr):
             sums = tiles.partials(tiles.wide)
             filter_kernel[(tiles.programs,)](
-                flat, g, *tops, *sums, out, rows, columns, *flat.stride(), *g.stride(), eps or 0.0,
+                flat, g, *tops, *sums, out, levels, rows, columns, *flat.stride(), *g.stride(), eps or 0.0,
                 HAS_EPS=eps is not None, **tiles.constants,
             )  # fmt: skip
             for i, (cells, strides) in enumerate(((rows, (columns, 1)), (columns, (1, columns)))):
-                take_from_maxima_kernel[(batch * triton.cdiv(cells, tiles.tile.cells),)](
+                take_from_maxima_kernel[(tiles.batch * triton.cdiv(cells, tiles.tile.cells),)](
                     sums[i], indices[i], out, tiles.parts[i], cells, rows * columns, *strides,
                     ACC=tiles.constants["ACC"], BLOCK=tiles.tile.cells, **options(tiles.tile.num_warps),
                 )  # fmt: skip

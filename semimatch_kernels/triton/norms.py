@@ -65,12 +65,14 @@ def chain_kernel(
     sum_ptr,  # [B, C, N] contiguous, in ACC: the gradient through the products
     features_ptr,  # [B, C, N] in any strides
     slope_ptr,  # [B, N], or None without normalisation
+    there_ptr,  # `tiles.factors` [B, N] where some cells are not there, else None
     gain_ptr,  # one number that the gradient was multiplied by, or None
     features_grad_ptr,  # [B, C, N] contiguous, may be sum_ptr
     cells, channels, stride_b, stride_c, stride_n,
     ACC: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_N cells of one batch entry, all channels: g + slope (g . f) f, twice over the channels."""
+    """One program: BLOCK_N cells of one batch entry, all channels: g + slope (g . f) f, twice over the channels; 0
+    for a cell that is not there, whatever its features are."""
     blocks = tl.cdiv(cells, BLOCK_N)
     batch = (tl.program_id(0) // blocks).to(tl.int64)
     cell = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
@@ -82,6 +84,9 @@ def chain_kernel(
     gain = tl.full([], 1.0, ACC)
     if gain_ptr is not None:
         gain /= tl.load(gain_ptr)
+    there = ok
+    if there_ptr is not None:
+        there = (tl.load(there_ptr + batch * cells + cell, mask=ok, other=0.0) < 0) == 0
     along = tl.zeros([BLOCK_N], ACC)
     if slope_ptr is not None:
         total = tl.zeros([BLOCK_C, BLOCK_N], ACC)
@@ -97,7 +102,7 @@ def chain_kernel(
         g = tl.load(sum_ptr + at, mask=here, other=0.0)
         if slope_ptr is not None:
             g += along[None, :] * tl.load(pointer, mask=here, other=0.0).to(ACC)
-        tl.store(features_grad_ptr + at, g * gain, mask=here)
+        tl.store(features_grad_ptr + at, tl.where(there[None, :], g * gain, 0.0), mask=here)
         pointer += tl.full([], BLOCK_C, tl.int64) * stride_c
         at += tl.full([], BLOCK_C, tl.int64) * cells
 
@@ -121,12 +126,14 @@ def factors(features: Tensor, normalize: str, eps: float) -> tuple[Tensor | None
     return factor, slope
 
 
-def chain(total: Tensor, features: Tensor, slope: Tensor | None, gain: Tensor | None, grad: Tensor) -> None:
+def chain(
+    total: Tensor, features: Tensor, slope: Tensor | None, there: Tensor | None, gain: Tensor | None, grad: Tensor
+) -> None:  # fmt: skip
     """Writes the gradient by ``features`` [B,C,N] to ``grad``, given ``total``, that by them through the products."""
     batch, channels, cells = features.shape
     tile = configs.architecture(features.device).norms
     with on_device(features):
         chain_kernel[(batch * triton.cdiv(cells, tile.cells),)](
-            total, features, slope, gain, grad, cells, channels, *features.stride(),
+            total, features, slope, there, gain, grad, cells, channels, *features.stride(),
             ACC=kernel_dtype(features), BLOCK_C=tile.channels, BLOCK_N=tile.cells, **options(tile.num_warps),
         )  # fmt: skip

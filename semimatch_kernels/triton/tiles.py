@@ -14,7 +14,7 @@ import triton.language as tl
 from .online_softmax import LOWEST_LOG2, NO_INDEX, log2_factor, origin
 
 #: In the place of a factor: the cell is not there. Factors are not negative (or NaN, which is not below 0 either).
-NOT_THERE = tl.constexpr(-1.0)
+NOT_THERE = tl.constexpr(float("-inf"))
 
 
 @triton.jit
@@ -32,13 +32,14 @@ def offsets(rows: tl.constexpr, columns: tl.constexpr, row_stride, column_stride
 
 @triton.jit
 def products(
-    a_ptr, b_ptr, a_ok, b_ok, terms, a_stride, a_stride_term, b_stride, b_stride_term, acc,
+    a_ptr, b_ptr, there_ptr, a_ok, b_ok, terms, a_stride, a_stride_term, b_stride, b_stride_term, acc,
     DOT: tl.constexpr, PRECISION: tl.constexpr, NARROW: tl.constexpr, BLOCK_TERMS: tl.constexpr,
 ):  # fmt: skip
     """acc [M,N] plus the products of M lines of one matrix with N lines of another, each of `terms` terms.
 
-    a_ptr, b_ptr: the first line of each. DOT: the dtype that is multiplied; that of the features, but ACC in the
-    interpreter, which has no products of bfloat16.
+    a_ptr, b_ptr: the first line of each. there_ptr: `factors` of the terms, or None; a term that is not there is 0
+    whatever a holds, which a NaN times a 0 of b would not be. DOT: the dtype that is multiplied; that of the features,
+    but ACC in the interpreter, which has no products of bfloat16.
     """
     term = tl.arange(0, BLOCK_TERMS)
     a_offsets = offsets(acc.shape[0], BLOCK_TERMS, a_stride, a_stride_term, NARROW)  # [M, BLOCK_TERMS]
@@ -46,6 +47,9 @@ def products(
     for start in range(0, terms, BLOCK_TERMS):
         ok = term < terms - start
         x = tl.load(a_ptr + a_offsets, mask=a_ok[:, None] & ok[None, :], other=0.0).to(DOT)  # [M, BLOCK_TERMS]
+        if there_ptr is not None:
+            there = tl.load(there_ptr + start + term, mask=ok, other=NOT_THERE)
+            x = tl.where((there < 0)[None, :], 0.0, x).to(DOT)
         y = tl.load(b_ptr + b_offsets, mask=ok[:, None] & b_ok[None, :], other=0.0).to(DOT)  # [BLOCK_TERMS, N]
         acc = tl.dot(x, y, acc, input_precision=PRECISION, out_dtype=acc.dtype)
         a_ptr += tl.full([], BLOCK_TERMS, tl.int64) * a_stride_term
@@ -79,7 +83,7 @@ def feature_products(
     kept_ok = tl.arange(0, BLOCK_K) < kept - first_kept
     reduced_ok = tl.arange(0, BLOCK_R) < reduced - first_reduced
     return products(
-        kept_ptr, reduced_ptr, kept_ok, reduced_ok, channels,
+        kept_ptr, reduced_ptr, None, kept_ok, reduced_ok, channels,
         kept_strides[2], kept_strides[1], reduced_strides[2], reduced_strides[1],
         tl.zeros([BLOCK_K, BLOCK_R], ACC), DOT, PRECISION, NARROW, BLOCK_C,
     )  # fmt: skip
