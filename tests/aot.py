@@ -24,6 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from semimatch_kernels.triton import configs
 
 ITEMSIZE = {"fp32": 4, "bf16": 2}
+# What the kernels that multiply features are compiled for too, where that can differ: the largest tiles of one
+# architecture, sizes that are multiples of 16.
+HALF = "fp16"
+
+#: The instructions that multiply matrices, of warps, of warp groups and of the fifth generation: in PTX, and in the
+#: machine code, which is looked at in some cases (taking it apart costs as much as the compilation).
+TENSOR_CORES = {"mma.sync": "HMMA", "wgmma.mma": "HGMMA", "tcgen05.mma": "UTCHMMA"}
 
 #: Arguments that are sizes, which are multiples of 16 in some variants.
 SIZES = ("reduced", "kept", "rows", "columns", "channels", "cells", "terms", "all_cells", "here", "entries")
@@ -84,7 +91,7 @@ class Compiled:
     local: int  #: bytes of local memory of a thread
     shared: int  #: bytes of a block
     load_bytes: int  #: of the widest load of entries from global memory
-    products: str  #: the instruction of the tensor cores that the PTX has, "" if it has none
+    products: str  #: the instruction of the tensor cores, a key of `TENSOR_CORES`; "" if there is none
 
 
 def cases(capability: int) -> list[Case]:
@@ -165,6 +172,7 @@ def _from_correlation(capability: int) -> Iterator[Case]:
                         fixed = (*constants.items(), ("SMOOTH", smooth))
                         kernel = f"contrastive.contrastive_{name}_kernel"
                         yield Case(kernel, dtype, capability, variant, strides, tile.num_warps, fixed)
+        yield Case("loss.goal_totals_kernel", dtype, capability, "even", (), 4, (("BLOCK_K", arch.merge.kept),))
         for variant in VARIANTS[capability]:
             sizes = {"BLOCK_PARTS": arch.merge.reduced, "BLOCK_K": arch.merge.kept, "SMOOTH": variant == "odd"}
             yield Case("loss.merge_losses_kernel", dtype, capability, variant, (), 4, tuple(sizes.items()))
@@ -205,36 +213,41 @@ def _from_features(capability: int) -> Iterator[Case]:
             stages = getattr(tile, "num_stages", None)
             yield Case(kernel, dtype, capability, variant, contiguous, tile.num_warps, tuple(constants.items()), stages)
 
+    # Whether to compile for sizes and strides of which nothing is known: only that, that too, or never.
+    odd = {"odd": True, "ieee": None}
+
+    def precisions(dtype: str, axis: str, size: str) -> tuple[str, ...]:
+        if dtype != "fp32" or size == "ieee":
+            return ("ieee",)
+        return ("tf32x3", "tf32") if axis == "n" and capability == 90 else ("tf32x3",)
+
+    def products(dtype: str, itemsize: int, axis: str, sizes: tuple[str, ...]) -> Iterator[Case]:
+        strides = f"kept_stride_{axis}", f"reduced_stride_{axis}"
+        for (kind, size, tile_itemsize), tile in arch.from_features.items():
+            if tile_itemsize != itemsize or size not in sizes or (size == "ieee" and axis == "c" and capability != 90):
+                continue
+            for precision, kernel in itertools.product(precisions(dtype, axis, size), FROM_FEATURES[kind]):
+                fixed = {"PRECISION": precision, "NARROW": True, **tile.constants}
+                smooth = {"SMOOTH": False} if "contrastive" in kernel else {}
+                yield from case(kernel, dtype, strides, tile, odd.get(size, False), **smooth, **fixed)
+                if smooth and size in ("odd", "ieee"):  # the tiles of smoothed labels too
+                    yield from case(kernel, dtype, strides, tile, True, SMOOTH=True, **fixed)
+        for (size, tile_itemsize), tile in arch.products.items():
+            if tile_itemsize != itemsize or not (size in sizes or (size == "even" and "large" in sizes)):
+                continue
+            for precision, accumulate in itertools.product(precisions(dtype, axis, size), (False, True)):
+                # The gradient of the kept side takes slopes along their columns; that of the other along rows.
+                strides = f"stride_{axis}", f"slopes_stride_{'cell' if accumulate else 'term'}"
+                yield from case(
+                    "features.product_kernel", dtype, strides, tile, odd.get(size, False),
+                    PRECISION=precision, ACCUMULATE=accumulate, NARROW=True, **tile.constants,
+                )  # fmt: skip
+
+    if capability == 90:
+        yield from (c for c in products(HALF, 2, "n", ("large",)) if c.variant == "even")
     for dtype, itemsize in ITEMSIZE.items():
         for axis in ("n", "c"):
-            precisions = ("tf32x3",) if dtype == "fp32" else ("ieee",)
-            if dtype == "fp32" and axis == "n" and capability == 90:
-                precisions += ("tf32",)
-            strides = f"kept_stride_{axis}", f"reduced_stride_{axis}"
-            for (kind, size, tile_itemsize), tile in arch.from_features.items():
-                if tile_itemsize != itemsize:
-                    continue
-                for precision in precisions:
-                    for kernel in FROM_FEATURES[kind]:
-                        smooth = {"SMOOTH": False} if "contrastive" in kernel else {}
-                        yield from case(
-                            kernel, dtype, strides, tile, size == "odd",
-                            PRECISION=precision, NARROW=True, **smooth, **tile.constants,
-                        )  # fmt: skip
-                        if smooth and size == "odd" and kind == "forward":  # the tile of smoothed labels too
-                            yield from case(
-                                kernel, dtype, strides, tile, True,
-                                PRECISION=precision, NARROW=True, SMOOTH=True, **tile.constants,
-                            )  # fmt: skip
-            for size in ("even", "odd"):
-                tile = arch.products[size, itemsize]
-                for precision, accumulate in itertools.product(precisions, (False, True)):
-                    # The gradient of the kept side takes slopes along their columns; that of the other along rows.
-                    strides = f"stride_{axis}", f"slopes_stride_{'cell' if accumulate else 'term'}"
-                    yield from case(
-                        "features.product_kernel", dtype, strides, tile, size == "odd",
-                        PRECISION=precision, ACCUMULATE=accumulate, NARROW=True, **tile.constants,
-                    )  # fmt: skip
+            yield from products(dtype, itemsize, axis, ("small", "large", "odd", "ieee"))
             tile = arch.norms
             sizes = {"BLOCK_C": tile.channels, "BLOCK_N": tile.cells}
             for normalize in ("inside", "added", "clamped"):
@@ -250,6 +263,7 @@ def argument_type(name: str, dtype: str) -> str:
         "features_ptr",
         "slopes_ptr",
         "features_grad_ptr",
+        "entries_ptr",
     ):
         return f"*{dtype}"
     if name.endswith("mask_ptr"):
@@ -265,8 +279,16 @@ def argument_type(name: str, dtype: str) -> str:
     return "fp32" if name in ("temperature", "scale", "eps", "sigma_scale") else "i32"
 
 
-def absent(arguments: list[str], variant: str) -> list[str]:
-    """The pointers of a kernel that are None in a variant."""
+def absent(arguments: list[str], case: Case) -> list[str]:
+    """The pointers of a kernel that are None in a case."""
+    fixed = dict(case.constants)
+    without = [] if fixed.get("SMOOTH", True) else ["totals_ptr"]
+    if not fixed.get("ACCUMULATE", True):  # without a mask; the other with
+        without.append("there_ptr")
+    return [name for name in arguments if name in without] + _absent(arguments, case.variant)
+
+
+def _absent(arguments: list[str], variant: str) -> list[str]:
     if variant == "split":
         ends = ("score_ptr", "entropy_ptr", "logsumexp_ptr")
         forward = ("filtered_grad_ptr", "row_sum_ptr", "column_sum_ptr")  # of a kernel that serves both
@@ -292,7 +314,7 @@ def compile_case(case: Case) -> Compiled:
     constants = {"ACC": tl.float32, **dict(case.constants), **dict.fromkeys(case.contiguous, 1)}
     if "DOT" in kernel.arg_names:
         constants["DOT"] = dots[case.dtype]
-    constants.update(dict.fromkeys(absent(kernel.arg_names, case.variant)))
+    constants.update(dict.fromkeys(absent(kernel.arg_names, case)))
     signature, attributes, values = {}, {}, {}
     for i, (argument, parameter) in enumerate(zip(kernel.arg_names, kernel.params, strict=True)):
         if argument in constants:
@@ -316,12 +338,16 @@ def inspect_code(case: Case, ptx: str, cubin: bytes, shared: int) -> Compiled:
     """What a cubin needs, by the cuobjdump that Triton brings, and the widest load in its PTX."""
     import triton
 
-    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [cuobjdump, "--dump-resource-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        commands = [tools / "cuobjdump", "--dump-resource-usage", file.name], [tools / "nvdisasm", file.name]
+        text = subprocess.run(commands[0], capture_output=True, text=True, check=True).stdout
+        products = next((name for name in TENSOR_CORES if name in ptx), "")
+        if products and (case.dtype == HALF or "tf32" in dict(case.constants).values()):
+            code = subprocess.run(commands[1], capture_output=True, text=True, check=True).stdout
+            products = products if re.search(rf"\b{TENSOR_CORES[products]}\b", code) else ""
     found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
     # Not the 64-bit ones: those load indices.
     loads = re.findall(r"\bld\.global(?:\.[\w:]+)*?(?:\.v(\d))?\.[bfsu](16|32)\b", ptx)
@@ -336,7 +362,7 @@ def inspect_code(case: Case, ptx: str, cubin: bytes, shared: int) -> Compiled:
         local=found["LOCAL"],
         shared=shared,
         load_bytes=max(widths, default=0),
-        products=next((name for name in ("wgmma.mma", "tcgen05.mma", "mma.sync") if name in ptx), ""),
+        products=products,
     )
 
 

@@ -9,6 +9,7 @@ from truth import assert_as_good_as
 
 from semimatch_kernels import library
 from semimatch_kernels.schemas import OPS
+from semimatch_kernels.triton.mutual import _four_dims
 
 pytestmark = pytest.mark.skipif(
     library.TRITON_REASON is not None or not library.TRITON_INTERPRET,
@@ -59,29 +60,35 @@ def _check(op, corr, rest, layout="contiguous"):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_contrastive(layout, sigma):
     corr = torch.randn(B, S, T)
-    corr[:, ::7] = -torch.inf if sigma == 0 else corr[:, ::7]
+    corr[:, ::7] = -torch.inf
     labels, weight, mask = _labels()
-    labels[labels % SOURCE[1] % 7 == 0] = 1  # none of an excluded cell, whose loss is +inf
-    labels = torch.where(labels % 7 == 0, labels + 1, labels)
     reduction = "none" if layout == "contiguous" else "mean"
+    if reduction == "mean":  # none of an excluded cell, whose loss is +inf
+        labels = torch.where(labels % 7 == 0, labels + 1, labels)
     _check("masked_contrastive_loss", corr, (labels, weight, mask, 0.3, reduction, SOURCE[1], sigma, 2), layout)
 
 
-def test_contrastive_of_infinities_and_nan():
+@pytest.mark.parametrize("sigma", [0.0, 1.3])
+def test_contrastive_of_infinities_and_nan(sigma):
     """As torch.logsumexp has it: +inf among the scores is an infinite loss, not NaN."""
-    corr = torch.randn(B, S, 6)
-    corr[0, 3, 0] = torch.inf  # another cell's
+    corr = torch.randn(B, S, 10)
+    corr[0, 100, 0] = torch.inf  # another cell's
     corr[0, 5, 1] = -torch.inf  # the label's
     corr[0, :, 2] = -torch.inf  # all
     corr[0, 100, 3] = torch.nan
     corr[0, 5, 4] = torch.inf  # the label's
-    labels = torch.full((B, 6), 5)
-    rest = (labels, None, None, 0.3, "none", S, 0.0, 0)
+    corr[0, 4, 5] = -torch.inf  # a neighbour's
+    corr[0, 5, 6], corr[0, 100, 6] = -torch.inf, torch.nan  # the label's, and NaN stays
+    corr[0, 5, 7], corr[0, 100, 7] = -torch.inf, torch.inf
+    corr[0, 4, 8] = torch.inf  # a neighbour's
+    corr[0, 4, 9] = torch.nan
+    labels = torch.full((B, 10), 5)
+    rest = (labels, None, None, 0.3, "none", SOURCE[1], sigma, 2)
     definition = library.definition("masked_contrastive_loss")
     results = [run(corr, *rest) for run in (library.ops.masked_contrastive_loss_triton, definition)]
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, equal_nan=True, rtol=1e-6, atol=1e-6)
-    grad = torch.rand(B, 6)
+    grad = torch.rand(B, 10)
     backward = library.ops.masked_contrastive_loss_backward_triton(corr, *rest, *results[0][1:], grad)
     expected = library.definition("masked_contrastive_loss_backward")(corr, *rest, *results[1][1:], grad)
     torch.testing.assert_close(backward, expected, equal_nan=True, rtol=1e-6, atol=1e-6)
@@ -92,6 +99,20 @@ def test_contrastive_of_infinities_and_nan():
 def test_mutual_filter(layout, eps):
     corr = torch.rand(2, S, T).mul(8).round().div(8) + 0.1  # with ties
     _check("mutual_filter", corr, (eps,), layout)
+
+
+def test_mutual_filter_of_levels_of_any_strides():
+    """Two leading dimensions that no one stride spans."""
+    corr = torch.rand(3, 2, 12, 70).transpose(0, 1)
+    assert _four_dims(corr).data_ptr() == corr.data_ptr()
+    for eps in (None, 1e-5):
+        leaves = [corr.detach().clone(memory_format=torch.preserve_format).requires_grad_() for _ in range(2)]
+        runs = library.ops.mutual_filter_triton, library.definition("mutual_filter")
+        results = [run(leaf, eps) for run, leaf in zip(runs, leaves, strict=True)]
+        upstream = torch.randn(3, 2, 12, 70).transpose(0, 1)
+        grads = [torch.autograd.grad(r[0], leaf, upstream)[0] for r, leaf in zip(results, leaves, strict=True)]
+        for ours, theirs in zip((*results[0], grads[0]), (*results[1], grads[1]), strict=True):
+            torch.testing.assert_close(ours, theirs)
 
 
 def test_mutual_filter_of_zeros_and_nan():

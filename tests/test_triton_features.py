@@ -110,10 +110,80 @@ def test_strides(op, layout):
     _check(op, _features(torch.float32, "inside"), _rest(op, "inside", (None, None)), layout)
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-def test_smoothed_labels(reduction):
+def test_smoothed_labels(reduction, masked):
+    """Goals reach over the border of the grid, and over source cells that are not there."""
     op, features = "masked_contrastive_loss_features", _features(torch.float32, "inside")
-    _check(op, features, _rest(op, "inside", (None, None), 1.1, reduction))
+    _check(op, features, _rest(op, "inside", _masks() if masked else (None, None), 1.1, reduction))
+
+
+@pytest.mark.parametrize("normalize", ["none", "clamped"])
+@pytest.mark.parametrize("sigma", [None, 0.0, 1.1], ids=["match", "loss", "smoothed loss"])
+def test_what_is_masked_out_may_be_nan(sigma, normalize):
+    """To the bit: in results, and in the gradient by either side."""
+    op = "match_features" if sigma is None else "masked_contrastive_loss_features"
+    masks = _masks()
+    rest = _rest(op, normalize, masks, sigma or 0.0, "sum")
+    keep = masks[1] if sigma is None else masks[1] & (rest[0] >= 0)
+    features, results = _features(torch.float32, normalize), []
+    for fill in (0.5, torch.nan):
+        leaves = [f.clone() for f in features]
+        for leaf, mask in zip(leaves, (masks[0], keep), strict=True):
+            leaf.transpose(1, 2)[~mask] = fill
+        outputs = getattr(library.ops, f"{op}_triton")(*[leaf.requires_grad_() for leaf in leaves], *rest)
+        total = sum(outputs[i].masked_fill(outputs[i] == -torch.inf, 0).square().sum() for i in OPS[op].outputs)
+        results.append([*outputs, *torch.autograd.grad(total, leaves)])
+    for before, after in zip(*results, strict=True):
+        assert torch.equal(before, after)
+    for grad, mask in zip(results[0][-2:], (masks[0], keep), strict=True):
+        assert grad.isfinite().all() and grad.transpose(1, 2)[~mask].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("op", OPS_HERE)
+def test_a_nan_reaches_what_it_belongs_to(op):
+    """Features that are NaN and not masked out: the definition's NaN, in every result and gradient."""
+    features = _features(torch.float32, "inside")
+    features[0][0, 3, 40] = features[1][1, 0, 7] = torch.nan
+    rest, results = _rest(op, "inside", (None, None), reduction="none"), []
+    for run in (getattr(library.ops, f"{op}_triton"), library.definition(op)):
+        leaves = [f.clone().requires_grad_() for f in features]
+        outputs = run(*leaves, *rest)
+        floats = [outputs[i] for i in OPS[op].outputs]
+        results.append([*floats, *torch.autograd.grad(floats, leaves, [torch.ones_like(f) for f in floats])])
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours.isnan(), theirs.isnan())
+
+
+@pytest.mark.parametrize("op", OPS_HERE)
+def test_nothing_on_one_side(op):
+    """No target cell: no result, and a gradient of 0 by the source."""
+    src, trg = (f.requires_grad_() for f in _features(torch.float32, "inside"))
+    rest = [r[:, :0] if isinstance(r, torch.Tensor) else r for r in _rest(op, "inside", (None, None))]
+    outputs = getattr(library.ops, f"{op}_triton")(src, trg[:, :, :0], *rest)
+    total = sum(outputs[i].sum() for i in OPS[op].outputs)
+    (grad,) = torch.autograd.grad(total, src)
+    assert total == 0 and grad.count_nonzero() == 0
+
+
+def test_products_of_float32_follow_the_setting_of_pytorch(monkeypatch):
+    from semimatch_kernels.triton import features
+
+    monkeypatch.setattr(features, "INTERPRETED", False)
+    wide, half, how = torch.zeros(1, 2, 4), torch.zeros(1, 2, 4).half(), []
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        for setting in ("ieee", "tf32"):
+            torch.backends.cuda.matmul.fp32_precision = setting
+            how.append(features.precision(wide)["PRECISION"])
+            assert features.precision(half)["PRECISION"] == "ieee"
+            assert features.feature_tile("forward", wide, wide).channels > 0
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        monkeypatch.setattr(features, "_FULL", "tf32x3")
+        how.append(features.precision(wide)["PRECISION"])
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert how == ["ieee", "tf32", "tf32x3"]
 
 
 def test_labels_that_name_no_cell_and_cells_that_do_not_count():

@@ -171,7 +171,7 @@ def _from_features(capability: int, reduced: int, parts: int, stages: int) -> di
         ("large", 2): large,
         ("odd", 4): FeatureTile(kept=64, reduced=64, channels=32, num_warps=8, num_stages=2, min_cells=256),
         ("odd", 2): FeatureTile(kept=64, reduced=64, channels=64, num_warps=8, num_stages=2, min_cells=256),
-        ("ieee", 4): FeatureTile(kept=128, reduced=64, channels=16, num_warps=8, num_stages=3, min_cells=128),
+        ("ieee", 4): FeatureTile(kept=64, reduced=64, channels=16, num_warps=8, num_stages=3, min_cells=64),
     }
     table = {(kernel, *key): tile for kernel in ("forward", "slopes") for key, tile in tiles.items()}
     if capability == 80:  # operands go through registers: less of everything
