@@ -91,11 +91,12 @@ OPS: dict[str, Op] = {
     "dual_softmax": Op(
         "(Tensor corr, float temperature, bool log)"
         " -> (Tensor p, Tensor target_logsumexp, Tensor source_logsumexp)",
-        inputs=(0,), outputs=(0,), saved=(1, 2),
+        ("triton",), inputs=(0,), outputs=(0,), saved=(1, 2),
     ),
     "dual_softmax_backward": Op(
         "(Tensor corr, float temperature, bool log, Tensor target_logsumexp, Tensor source_logsumexp, Tensor grad)"
-        " -> Tensor"
+        " -> Tensor",
+        ("triton",),
     ),
     "masked_contrastive_loss": Op(
         f"(Tensor corr, {_LABELS}, {_LOSS}) -> (Tensor loss, Tensor logsumexp, Tensor count)",

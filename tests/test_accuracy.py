@@ -85,4 +85,5 @@ def test_gradcheck(case, qualified):
         # Not the log-sum-exp of -inf of a cell that is masked out: numerical differences of it are NaN.
         return tuple(o.masked_fill(o == -torch.inf, 0) for o in _carrying(case, _op(qualified)(*filled)))
 
-    assert torch.autograd.gradcheck(function, inputs)
+    # The interpreter is slow, and `test_results_and_gradients` compares entry by entry.
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=qualified.endswith("_triton"))

@@ -37,16 +37,16 @@ def test_each_no_has_a_reason():
 
 def test_an_explicit_backend_never_falls_back():
     with pytest.raises(
-        smk.BackendError, match="backend 'triton' cannot run dual_softmax here: dual_softmax has no triton"
+        smk.BackendError, match="backend 'triton' cannot run mutual_mask here: mutual_mask has no triton"
     ):
-        smk.dual_softmax(torch.zeros(1, 4, 4), backend="triton")
+        smk.mutual_mask(torch.zeros(1, 4, 4), backend="triton")
     with pytest.raises(smk.BackendError, match="backend 'cuda' cannot run match here"):
         smk.match(torch.zeros(1, 4, 4), (2, 2), backend="cuda")
 
 
 def test_auto_prefers_the_compiled_kernels(monkeypatch):
     corr = torch.zeros(1, 4, 4)
-    assert choose("dual_softmax", "auto", corr) == "reference"
+    assert choose("mutual_mask", "auto", corr) == "reference"
     expected = "cpu" if library.CPU_REASON is None else "reference"
     assert choose("match", "auto", corr) == expected
     monkeypatch.setattr(library, "CPU_REASON", "not built")

@@ -9,6 +9,8 @@ norms.py           the normalisation of features and its chain rule
 match_features.py  `match_features`: kernels and launchers
 contrastive.py, contrastive_features.py, loss.py   the contrastive losses, and the rules that they share
 mutual.py          `mutual_filter`: kernels and launchers
+statistics.py      both sides of a correlation from one read, by tiles: what `dual_softmax` and `pseudo_labels` share
+dual.py            `dual_softmax`: kernels and launchers
 online_softmax.py  the state that the forward kernels share, its merge rule, the second-stage kernel
 gradient.py        the gradient of one entry, shared by the backward kernels
 launch.py          what the launchers share: outputs, layouts, scalars, the device context
@@ -31,6 +33,7 @@ _MODULES = {
     "masked_contrastive_loss": "contrastive",
     "masked_contrastive_loss_features": "contrastive_features",
     "mutual_filter": "mutual",
+    "dual_softmax": "dual",
 }
 
 

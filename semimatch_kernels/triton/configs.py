@@ -133,6 +133,7 @@ class Architecture:
     products: dict[tuple[str, int], ProductTile]  #: by (even, odd or ieee, the same; bytes of an entry)
     norms: NormTile
     mutual: NormTile  #: tiles of a correlation: cells along its contiguous side, "channels" along the other
+    sides: dict[str, NormTile]  #: the same of kernels that sum along both sides, by size class
     product_programs: int  #: `programs` of the kernels that form entries from features, which use much of an SM
     scratch_bytes: int  #: slopes of at least this size are kept at once; they stay in L2 between two launches
 
@@ -209,6 +210,7 @@ def _shipped(
         products=_products(capability, reduced, parts, stages),
         norms=NormTile(channels=32, cells=64),
         mutual=NormTile(channels=16, cells=128, num_warps=8),
+        sides={"small": NormTile(channels=64, cells=64), "large": NormTile(channels=128, cells=128, num_warps=8)},
         product_programs=2 * multiprocessors,
         scratch_bytes=l2_bytes // 2,
     )
@@ -240,6 +242,7 @@ INTERPRETER = Architecture(
     ),
     norms=NormTile(channels=16, cells=64),
     mutual=NormTile(channels=16, cells=32),
+    sides=dict.fromkeys(("small", "large"), NormTile(channels=64, cells=64)),
     product_programs=8,
     scratch_bytes=4096,
 )
@@ -261,6 +264,12 @@ def tile(tiles: Tiles, reduced_fast: bool, itemsize: int, reduced: int, kept: in
     """The tile of one direction. float64, which only the interpreter runs, takes that of float32."""
     size = "small" if reduced * kept <= SMALL_ENTRIES else "large"
     return tiles[reduced_fast, size, min(itemsize, 4)]
+
+
+def side_tile(corr: torch.Tensor) -> NormTile:
+    """The tile of the statistics of both sides of ``corr`` [B,S,T]."""
+    size = "small" if corr.shape[1] * corr.shape[2] <= SMALL_ENTRIES else "large"
+    return architecture(corr.device).sides[size]
 
 
 def split(programs: int, wanted: int, cells: int, step: int, least: int) -> tuple[int, int]:

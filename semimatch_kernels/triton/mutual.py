@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -166,16 +168,17 @@ def take_from_maxima_kernel(
     tl.store(out_ptr, tl.load(out_ptr, mask=ok, other=0.0) - total, mask=ok)
 
 
-class _Tiles:
-    """The tiles of a correlation [outer,levels,S,T]: their programs, and the partial results of rows and of columns."""
+class TileGrid:
+    """The tiles of a correlation [outer,levels,S,T] or [B,S,T]: their programs, and the partial results of rows and of
+    columns."""
 
-    def __init__(self, corr: Tensor):
-        _, self.levels, self.rows, self.columns = corr.shape
-        self.batch = corr.shape[0] * self.levels
+    def __init__(self, corr: Tensor, tile: configs.NormTile | None = None):
+        *outer, self.rows, self.columns = corr.shape
+        self.batch, self.levels = math.prod(outer), outer[-1]
         arch = configs.architecture(corr.device)
-        self.tile, self.merge = arch.mutual, arch.merge
+        self.tile, self.merge = tile or arch.mutual, arch.merge
         # Read along the side that is contiguous.
-        fast_rows = corr.stride(2) < corr.stride(3)
+        fast_rows = corr.stride(-2) < corr.stride(-1)
         long, short = self.tile.cells, self.tile.channels
         self.block = (long, short) if fast_rows else (short, long)
         self.parts = triton.cdiv(self.columns, self.block[1]), triton.cdiv(self.rows, self.block[0])
@@ -225,7 +228,7 @@ def mutual_filter(corr: Tensor, eps: float | None) -> tuple[Tensor, Tensor, Tens
     """``corr`` [...,S,T] filtered, and the indices of the maxima of its rows [...,S] and columns [...,T]."""
     flat = _four_dims(corr)
     out = _empty_like(corr, flat.shape)
-    tiles = _Tiles(flat)
+    tiles = TileGrid(flat)
     if flat.numel():
         with on_device(corr):
             tops, at = tiles.maxima(flat)
@@ -248,7 +251,7 @@ def mutual_filter_backward(
     Summed in float32 and rounded once: entries that are a maximum take three summands.
     """
     flat, g = _four_dims(corr), _four_dims(grad)
-    tiles = _Tiles(flat)
+    tiles = TileGrid(flat)
     out = torch.empty(flat.shape, dtype=tiles.wide, device=corr.device)
     if flat.numel():
         outer, levels, rows, columns = flat.shape
