@@ -118,13 +118,14 @@ OPS: dict[str, Op] = {
     ),
     "forward_backward_mask": Op(
         "(Tensor index_own, Tensor index_other, SymInt[2] own, SymInt[2] other, float alpha1, float alpha2,"
-        " str sampling) -> Tensor"
+        " str sampling) -> Tensor",
+        ("triton",),
     ),
     "pseudo_labels": Op(
         "(Tensor corr, SymInt[2] source_grid, SymInt[2] target_grid, float temperature, float threshold,"
         f" float uncertainty, {_BOXES}, float entropy_eps, Tensor? cell, Tensor? valid)"
         " -> (Tensor labels, Tensor weight, Tensor mask, Tensor score, Tensor entropy)",
-        ("cpu",),
+        ("cpu", "triton"),
     ),
 }  # fmt: skip
 

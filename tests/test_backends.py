@@ -36,9 +36,7 @@ def test_each_no_has_a_reason():
 
 
 def test_an_explicit_backend_never_falls_back():
-    with pytest.raises(
-        smk.BackendError, match="backend 'triton' cannot run mutual_mask here: mutual_mask has no triton"
-    ):
+    with pytest.raises(smk.BackendError, match="cannot run mutual_mask here: mutual_mask has no triton"):
         smk.mutual_mask(torch.zeros(1, 4, 4), backend="triton")
     with pytest.raises(smk.BackendError, match="backend 'cuda' cannot run match here"):
         smk.match(torch.zeros(1, 4, 4), (2, 2), backend="cuda")

@@ -11,6 +11,7 @@ contrastive.py, contrastive_features.py, loss.py   the contrastive losses, and t
 mutual.py          `mutual_filter`: kernels and launchers
 statistics.py      both sides of a correlation from one read, by tiles: what `dual_softmax` and `pseudo_labels` share
 dual.py            `dual_softmax`: kernels and launchers
+consistency.py, pseudo_labels.py   the forward-backward check, and the pseudo labels that it is part of
 online_softmax.py  the state that the forward kernels share, its merge rule, the second-stage kernel
 gradient.py        the gradient of one entry, shared by the backward kernels
 launch.py          what the launchers share: outputs, layouts, scalars, the device context
@@ -34,6 +35,8 @@ _MODULES = {
     "masked_contrastive_loss_features": "contrastive_features",
     "mutual_filter": "mutual",
     "dual_softmax": "dual",
+    "forward_backward_mask": "consistency",
+    "pseudo_labels": "pseudo_labels",
 }
 
 

@@ -88,7 +88,7 @@ def load_tile(pointer, batch, row, column, rows, columns, stride_b, stride_row, 
 
 @triton.jit
 def merge_best(best_ptr, index_ptr, batch, parts, cells, cell, ok, ACC: tl.constexpr, BLOCK_PARTS: tl.constexpr):
-    """Best entry and index (0 where `index_ptr` is None) of the cells `cell` [N], over their parts [B, parts, cells]."""
+    """Best entry and index (0 where `index_ptr` is None) of cells [N] over their parts [B, parts, cells]."""
     best = tl.full(cell.shape, float("-inf"), ACC)
     index = tl.full(cell.shape, NO_INDEX, tl.int32)
     for first in range(0, parts, BLOCK_PARTS):
