@@ -75,10 +75,11 @@ OPS: dict[str, Op] = {
     ),
     "soft_argmax": Op(
         f"({_MATCH}, str window, float width) -> (Tensor coords, Tensor index)",
-        inputs=(0,), outputs=(0,), saved=(0, 1),
+        ("triton",), inputs=(0,), outputs=(0,), saved=(0, 1),
     ),
     "soft_argmax_backward": Op(
-        f"({_MATCH}, str window, float width, Tensor coords, Tensor index, Tensor grad) -> Tensor"
+        f"({_MATCH}, str window, float width, Tensor coords, Tensor index, Tensor grad) -> Tensor",
+        ("triton",),
     ),
     "soft_argmax_features": Op(
         f"({_FEATURES}, str window, float width, {_NORM}) -> (Tensor coords, Tensor index)",

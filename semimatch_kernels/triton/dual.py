@@ -98,7 +98,7 @@ def dual_fwd_kernel(
 def dual_bwd_kernel(
     corr_ptr, dual_grad_ptr,  # [B, rows, columns] in any strides: the entries, and the gradient of the result
     row_best_ptr, row_score_ptr, column_best_ptr, column_score_ptr,  # [B, rows], [B, columns]
-    row_sum_ptr, column_sum_ptr,  # first pass: their parts, [B, column blocks, rows], [B, row blocks, columns]
+    row_h_ptr, column_h_ptr,  # first pass: their parts, [B, column blocks, rows], [B, row blocks, columns]
     grad_corr_ptr,  # None in the first pass; [B, rows, columns] in any strides, with sums [B, rows], [B, columns]
     rows, columns, stride_b, stride_row, stride_column, grad_b, grad_row, grad_column,
     out_stride_b, out_stride_row, out_stride_column, temperature, scale,
@@ -121,13 +121,13 @@ def dual_bwd_kernel(
         h *= p_row * p_column
     h = tl.where(c == float("-inf"), 0.0, h)
     if grad_corr_ptr is None:
-        row_sum_ptr += (batch * tl.cdiv(columns, BLOCK_C) + column_block) * rows
-        column_sum_ptr += (batch * tl.cdiv(rows, BLOCK_R) + row_block) * columns
-        tl.store(row_sum_ptr + row, tl.sum(h, 1), mask=row < rows)
-        tl.store(column_sum_ptr + column, tl.sum(h, 0), mask=column < columns)
+        row_h_ptr += (batch * tl.cdiv(columns, BLOCK_C) + column_block) * rows
+        column_h_ptr += (batch * tl.cdiv(rows, BLOCK_R) + row_block) * columns
+        tl.store(row_h_ptr + row, tl.sum(h, 1), mask=row < rows)
+        tl.store(column_h_ptr + column, tl.sum(h, 0), mask=column < columns)
     else:
-        row_sum = tl.load(row_sum_ptr + batch * rows + row, mask=row < rows, other=0.0)
-        column_sum = tl.load(column_sum_ptr + batch * columns + column, mask=column < columns, other=0.0)
+        row_sum = tl.load(row_h_ptr + batch * rows + row, mask=row < rows, other=0.0)
+        column_sum = tl.load(column_h_ptr + batch * columns + column, mask=column < columns, other=0.0)
         value = 2.0 * h - p_row * row_sum[:, None] - p_column * column_sum[None, :]
         value = tl.where(c == float("-inf"), 0.0, value / tl.full([], temperature, ACC))
         grad_corr_ptr += batch * out_stride_b + row.to(tl.int64)[:, None] * out_stride_row
