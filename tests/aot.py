@@ -34,9 +34,14 @@ TENSOR_CORES = {"mma.sync": "HMMA", "wgmma.mma": "HGMMA", "tcgen05.mma": "UTCHMM
 
 #: Arguments that are sizes, which are multiples of 16 in some variants.
 SIZES = ("reduced", "kept", "rows", "columns", "channels", "cells", "terms", "all_cells", "here", "entries")
+SIZES += ("sources", "targets", "longest")
 
 #: Bytes of shared memory that a block may use, by compute capability.
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+
+#: The modules whose kernels take levels.
+LEVELS = ("correlation.", "correlation_backward.", "levels.")
+SQUARES = "levels.squares_kernel"
 
 # fmt: off
 #: The kernels that take a tile of each kind from `configs.Architecture.from_features`.
@@ -70,12 +75,13 @@ class Case:
     variant: str
     contiguous: tuple[str, ...]  #: the strides that are 1
     num_warps: int
-    constants: tuple[tuple[str, int | str], ...]
+    constants: tuple[tuple[str, int | str | None], ...]
     num_stages: int | None = None  #: None = Triton's default
+    levels: int = 1  #: in a kernel of `levels.side_of`
 
     def __str__(self) -> str:
-        constants = ", ".join(f"{n}={v if isinstance(v, str) else int(v)}" for n, v in self.constants)
-        layout = " ".join(self.contiguous)
+        constants = ", ".join(f"{n}={int(v) if isinstance(v, int) else v}" for n, v in self.constants)
+        layout = " ".join(self.contiguous) + (f"; {self.levels} levels" if self.levels > 1 else "")
         return f"{self.kernel} {self.dtype} sm_{self.capability} {self.variant} ({constants}; {layout})"
 
 
@@ -146,6 +152,7 @@ def _cases(capability: int) -> Iterator[Case]:
     yield from _from_correlation(capability)
     yield from _mutual(capability)
     yield from _from_features(capability)
+    yield from _correlation(capability)
     merge = arch.merge
     yield from case(
         "online_softmax.merge_partials_kernel", "fp32", (), merge.num_warps,
@@ -255,6 +262,65 @@ def _from_features(capability: int) -> Iterator[Case]:
             yield from case("norms.chain_kernel", dtype, (f"stride_{axis}",), tile, **sizes)
 
 
+def _correlation(capability: int) -> Iterator[Case]:
+    """The kernels of `correlation`: the levels of a ResNet-50 at once, and one level of which nothing is known; every
+    epilogue, and none with the norms of `levels.squares`."""
+    arch = configs.ARCHITECTURES[capability]
+
+    def case(name: str, dtype: str, strides: tuple[str, ...], tile, even: bool, **constants) -> Case:
+        module = "correlation" if name == "correlation_kernel" else "correlation_backward"
+        return Case(
+            f"{module}.{name}", dtype, capability, "even" if even else "odd", strides, tile.num_warps,
+            (*constants.items(), ("NARROW", True)), tile.num_stages, 7 if even else 1,
+        )  # fmt: skip
+
+    sizes = ("small", "large", "odd") if capability == 90 else ("small", "large")
+    for (dtype, itemsize), axis, size in itertools.product(ITEMSIZE.items(), ("n", "c"), sizes):
+        if size == "odd" and axis == "c":
+            continue
+        precision = {"PRECISION": "tf32x3" if dtype == "fp32" else "ieee"}
+        rule = {"NORMALIZE": "added", "SCALE": "channels", "RELU": True, "POWER": 3}
+        squares = {"squares_ptr": None} if size != "large" else {}
+        sides = f"src_stride_{axis}", f"trg_stride_{axis}"
+        for kind, name in (("slopes", "correlation_kernel"), ("forward", "correlation_slopes_kernel")):
+            tile = arch.from_features[kind, size, itemsize]
+            blocks = {"BLOCK_S": tile.kept, "BLOCK_T": tile.reduced, "BLOCK_C": tile.channels, "PARTS": tile.parts}
+            strides = (*sides, "grad_stride_t") if "slopes" in name else sides
+            yield case(name, dtype, strides, tile, size != "odd", **precision, **rule, **blocks, **squares)
+        if size == "small":  # products have tiles of two sizes, and slopes either way round
+            continue
+        tile = arch.products["even" if size == "large" else "odd", itemsize]
+        for side in ("cell", "term"):
+            strides = f"features_stride_{axis}", f"own_stride_{axis}", f"slopes_stride_{side}"
+            name = "correlation_product_kernel"
+            yield case(name, dtype, strides, tile, size != "odd", **precision, SCALE="none", **tile.constants)
+    for dtype in ITEMSIZE:
+        tile = arch.norms
+        blocks = (("BLOCK_C", tile.channels), ("BLOCK_N", tile.cells))
+        yield Case(SQUARES, dtype, capability, "even", ("sides_stride_n",), 4, blocks, levels=14)
+
+
+def tuple_types(name: str, case: Case) -> tuple | None:
+    """Triton's type of an argument that is a tuple over the levels, "constexpr" for a stride of 1; None = it is none."""
+    if name in ("src", "trg", "sides", "features", "own"):
+        pointers, many = (f"*{case.dtype}",) * case.levels, case.levels
+        of_axis = (("constexpr" if f"{name}_stride_{axis}" in case.contiguous else "i32",) * many for axis in "bcn")
+        return (pointers, *of_axis)
+    if name == "grads":
+        return (f"*{case.dtype}",) * case.levels
+    of_level = name == "channels" and case.kernel.startswith(LEVELS) or (name, case.kernel) == ("cells", SQUARES)
+    return ("i32",) * case.levels if of_level else None
+
+
+def flat(types: tuple | str, path: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], str]]:
+    """(path, type) of each argument that is no tuple."""
+    if isinstance(types, str):
+        yield path, types
+    else:
+        for i, part in enumerate(types):
+            yield from flat(part, (*path, i))
+
+
 def argument_type(name: str, dtype: str) -> str:
     """Triton's name of a kernel argument's type, which follows from the argument's name."""
     if name.endswith("corr_ptr") or name in (
@@ -311,7 +377,8 @@ def compile_case(case: Case) -> Compiled:
     module, _, name = case.kernel.partition(".")
     kernel = getattr(importlib.import_module(f"semimatch_kernels.triton.{module}"), name)
     dots = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
-    constants = {"ACC": tl.float32, **dict(case.constants), **dict.fromkeys(case.contiguous, 1)}
+    constants = {"ACC": tl.float32, **dict(case.constants)}
+    constants.update((stride, 1) for stride in case.contiguous if stride in kernel.arg_names)
     if "DOT" in kernel.arg_names:
         constants["DOT"] = dots[case.dtype]
     constants.update(dict.fromkeys(absent(kernel.arg_names, case)))
@@ -319,6 +386,15 @@ def compile_case(case: Case) -> Compiled:
     for i, (argument, parameter) in enumerate(zip(kernel.arg_names, kernel.params, strict=True)):
         if argument in constants:
             signature[argument], values[(i,)] = "constexpr", constants.pop(argument)
+            continue
+        types = tuple_types(argument, case)
+        if types is not None:
+            signature[argument] = types
+            for path, kind in flat(types, (i,)):
+                if kind == "constexpr":
+                    values[path] = 1
+                elif case.variant != "odd" or kind.startswith("*"):
+                    attributes[path] = [["tt.divisibility", 16]]
             continue
         signature[argument] = argument_type(argument, case.dtype)
         size = "stride" in argument or argument in SIZES

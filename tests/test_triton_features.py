@@ -212,7 +212,7 @@ def test_offsets_of_64_bits(monkeypatch):
     """What very large strides take, on small ones."""
     from semimatch_kernels.triton import features
 
-    monkeypatch.setattr(features, "_narrow", lambda *_: False)
+    monkeypatch.setattr(features, "narrow_offsets", lambda *_: False)
     for op in OPS_HERE:
         _check(op, _features(torch.float32, "inside"), _rest(op, "inside", (None, None)), "channels")
 

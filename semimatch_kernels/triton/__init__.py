@@ -6,6 +6,8 @@ match_both.py      both directions in one read: kernels and launchers
 tiles.py           tiles of a correlation formed from features, on the tensor cores
 features.py        from-features launchers: the two sides, and the gradient by both in bounded memory
 norms.py           the normalisation of features and its chain rule
+correlation.py, correlation_backward.py   `correlation` and its gradient: kernels and launchers
+levels.py          several levels of features in one launch
 match_features.py  `match_features`: kernels and launchers
 contrastive.py, contrastive_features.py, loss.py   the contrastive losses, and the rules that they share
 mutual.py          `mutual_filter`: kernels and launchers
@@ -27,8 +29,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 
-#: op -> module that has its launcher; that of its gradient is in the same one.
+#: op -> module that has its launcher; that of its gradient is in the same one, unless it has an entry of its own.
 _MODULES = {
+    "correlation": "correlation",
+    "correlation_backward": "correlation_backward",
     "match": "match",
     "match_both": "match",
     "match_features": "match_features",
@@ -44,5 +48,5 @@ _MODULES = {
 
 def launcher(name: str) -> Callable:
     """The function of this package that runs op ``name``; imports its module, and Triton, at the first call."""
-    module = importlib.import_module(f".{_MODULES[name.removesuffix('_backward')]}", __name__)
+    module = importlib.import_module(f".{_MODULES.get(name) or _MODULES[name.removesuffix('_backward')]}", __name__)
     return getattr(module, name)

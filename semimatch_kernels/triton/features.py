@@ -48,12 +48,12 @@ def _on_ordinary_cores(features: Tensor) -> bool:
     return features.dtype == torch.float32 and not INTERPRETED and precision(features)["PRECISION"] == "ieee"
 
 
-def _narrow(tile: configs.FeatureTile | configs.ProductTile, *strides: tuple[int, ...]) -> bool:
+def narrow_offsets(tile: configs.FeatureTile | configs.ProductTile, *strides: tuple[int, ...]) -> bool:
     """Whether offsets inside a tile fit 32 bits, in tensors of these strides (batch, then two more)."""
     return all(tile.longest * (abs(s[1]) + abs(s[2])) < 2**31 for s in strides)
 
 
-def _aligned(features: Tensor) -> bool:
+def aligned(features: Tensor) -> bool:
     """Whether 16 bytes can be loaded at once: one of the strides of a channel and a cell is 1, all else multiples."""
     strides = [s for s in features.stride() if s != 1]
     return len(strides) < 3 and all(s % 16 == 0 for s in (*strides, features.data_ptr()))
@@ -64,7 +64,7 @@ def feature_tile(kernel: str, kept: Tensor, reduced: Tensor, crowded: bool = Fal
     arch, itemsize = configs.architecture(kept.device), min(kept.element_size(), 4)
     if _on_ordinary_cores(kept):
         size = "ieee"
-    elif crowded or not (_aligned(kept) and _aligned(reduced)):
+    elif crowded or not (aligned(kept) and aligned(reduced)):
         size = "odd"
     else:
         size = "small" if kept.shape[2] * reduced.shape[2] <= configs.SMALL_ENTRIES else "large"
@@ -113,7 +113,7 @@ class Sides:
 
     def narrow(self, tile: configs.FeatureTile) -> bool:
         """Whether offsets inside a tile fit 32 bits, of the slopes too."""
-        return _narrow(tile, self.kept.stride(), self.reduced.stride(), (0, self.reduced.shape[2], 1))
+        return narrow_offsets(tile, self.kept.stride(), self.reduced.stride(), (0, self.reduced.shape[2], 1))
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -192,13 +192,13 @@ def _multiply(
     if _on_ordinary_cores(features):
         size = "ieee"
     else:
-        size = "even" if _aligned(features) and _aligned(slopes) else "odd"
+        size = "even" if aligned(features) and aligned(slopes) else "odd"
     tile = configs.architecture(features.device).products[size, min(features.element_size(), 4)]
     programs = batches * triton.cdiv(channels, tile.channels) * triton.cdiv(cells, tile.cells)
     product_kernel[(programs,)](
         features, there, slopes, total, cells, terms, channels, total.shape[2], features.shape[2], *first,
         *features.stride(), *slopes.stride(), ACCUMULATE=accumulate, **precision(features),
-        NARROW=_narrow(tile, features.stride(), slopes.stride(), total.stride()), **tile.constants,
+        NARROW=narrow_offsets(tile, features.stride(), slopes.stride(), total.stride()), **tile.constants,
         num_stages=tile.num_stages, **options(tile.num_warps),
     )  # fmt: skip
 

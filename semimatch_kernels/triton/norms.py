@@ -22,6 +22,25 @@ def root(x):
 
 
 @triton.jit
+def factor_and_slope(square, eps, NORMALIZE: tl.constexpr):
+    """Of q, the sums of squares of cells: their factors f(q), and 2 f' / f, which the chain rule needs."""
+    one = tl.full(square.shape, 1.0, square.dtype)
+    eps = tl.full(square.shape, eps, square.dtype)
+    norm = root(square)
+    if NORMALIZE == "inside":
+        factor = divide(one, root(square + eps))
+        slope = -divide(one, square + eps)
+    elif NORMALIZE == "added":
+        factor = divide(one, norm + eps)
+        # The zero vector has no direction: 0 there, as the reference has it.
+        slope = tl.where(norm == 0, 0.0, -divide(factor, tl.where(norm == 0, 1.0, norm)))
+    else:
+        factor = divide(one, tl.where(norm < eps, eps, norm))  # NaN stays
+        slope = tl.where(norm < eps, 0.0, -factor * factor)
+    return factor, slope
+
+
+@triton.jit
 def factors_kernel(
     features_ptr,  # [B, C, N] in any strides
     factor_ptr, slope_ptr,  # [B, N]
@@ -42,20 +61,7 @@ def factors_kernel(
         f = tl.load(pointer, mask=(channel < channels - start)[:, None] & ok[None, :], other=0.0).to(ACC)
         total += f * f
         pointer += tl.full([], BLOCK_C, tl.int64) * stride_c
-    square = tl.sum(total, 0)  # [BLOCK_N]
-    one = tl.full([BLOCK_N], 1.0, ACC)
-    eps = tl.full([BLOCK_N], eps, ACC)
-    norm = root(square)
-    if NORMALIZE == "inside":
-        factor = divide(one, root(square + eps))
-        slope = -divide(one, square + eps)
-    elif NORMALIZE == "added":
-        factor = divide(one, norm + eps)
-        # The zero vector has no direction: 0 there, as the reference has it.
-        slope = tl.where(norm == 0, 0.0, -divide(factor, tl.where(norm == 0, 1.0, norm)))
-    else:
-        factor = divide(one, tl.where(norm < eps, eps, norm))  # NaN stays
-        slope = tl.where(norm < eps, 0.0, -factor * factor)
+    factor, slope = factor_and_slope(tl.sum(total, 0), eps, NORMALIZE)  # [BLOCK_N]
     tl.store(factor_ptr + batch * cells + cell, factor, ok)
     tl.store(slope_ptr + batch * cells + cell, slope, ok)
 
