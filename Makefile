@@ -7,7 +7,7 @@ ARGS ?= --numprocesses auto --maxprocesses 8
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sanitize build-matrix bench lint clean clean-all
+.PHONY: help setup demo test sanitize build-matrix bench gpu-check lint clean clean-all
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ build-matrix: setup  ## build, install, try and uninstall with another torch and
 
 bench: setup  ## every op against eager, torch.compile and peers, on this machine; a few minutes in which nothing else may run
 	@$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
+
+gpu-check:  ## on a GPU machine without network: build, tests on CUDA, sanitizer, benchmarks; under 8 minutes, in $(PYTHON) as it is
+	@$(PYTHON) -m benchmarks.gpu_check $(GPU_ARGS)
 
 lint: setup  ## ruff check, ruff format and clang-format over all tracked files (changes them)
 	@$(BIN)/pre-commit run --all-files

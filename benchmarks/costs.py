@@ -77,5 +77,6 @@ def backward(op: str, s: Shape) -> Cost:
 
 
 def cost(op: str, phase: str, s: Shape) -> Cost:
-    """Least cost of "forward" or "forward+backward"."""
-    return forward(op, s) if phase == "forward" else forward(op, s) + backward(op, s)
+    """Least cost of "forward", "backward" or "forward+backward"."""
+    parts = {"forward": forward, "backward": backward}
+    return sum((parts[name](op, s) for name in phase.split("+")), Cost(0, 0))

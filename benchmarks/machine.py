@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import platform
 import re
 import subprocess
@@ -38,36 +40,64 @@ def commit() -> str:
         return "unknown"
 
 
-def ceilings() -> dict[str, str]:
-    """What the machine reaches on a plain copy (bytes read and written a second) and on a matrix product, measured."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a = torch.randn(2**28 if device == "cuda" else 2**25, device=device)
+def caches() -> dict[str, int]:
+    """Bytes of the caches that an input may still lie in from the call before: the GPU's L2, or the CPU's L2 and L3."""
+    if torch.cuda.is_available():
+        return {"L2": torch.cuda.get_device_properties(0).L2_cache_size}
+    found = {}
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, size = ((folder / name).read_text().strip() for name in ("level", "size"))
+        if level in "23" and size.endswith("K"):
+            found[f"L{level}"] = int(size[:-1]) * 1024
+    return found
+
+
+@functools.cache
+def _copy_rate(elements: int, device: str) -> float:
+    a = torch.ones(elements, device=device)
     b = torch.empty_like(a)
-    n = 8192 if device == "cuda" else 1024
+    return 2 * a.nbytes / _fastest(lambda: b.copy_(a))
+
+
+def copy_rate(moved: float, device: torch.device) -> float:
+    """Bytes a second, read and written, of a copy that moves about ``moved`` bytes in all, back to back: what fits the
+    caches is copied there. Measured once a power of two."""
+    elements = 2 ** round(math.log2(max(moved, 2**15) / 8))
+    return _copy_rate(min(elements, 2**28 if device.type == "cuda" else 2**26), device.type)
+
+
+def ceilings() -> dict[str, str]:
+    """What the machine reaches on a plain copy that no cache holds (bytes read and written a second) and on a matrix
+    product, measured."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = {"ceiling_bytes": copy_rate(2**31 if device.type == "cuda" else 2**28, device)}
+    n = 8192 if device.type == "cuda" else 1024
     m = torch.randn(n, n, device=device)
-    found = {"ceiling_bytes": 2 * a.nbytes / _fastest(lambda: b.copy_(a))}
-    found["ceiling_fp32_flops"] = 2 * n**3 / _fastest(lambda: m @ m)
-    if device == "cuda":
-        half = m.bfloat16()
-        found["ceiling_bf16_flops"] = 2 * n**3 / _fastest(lambda: half @ half)
+    before = torch.get_float32_matmul_precision()
+    for name in ("fp32", "tf32", "bf16") if device.type == "cuda" else ("fp32", "bf16"):
+        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+        matrix = m.bfloat16() if name == "bf16" else m
+        found[f"ceiling_{name}_flops"] = 2 * n**3 / _fastest(lambda matrix=matrix: matrix @ matrix)
+    torch.set_float32_matmul_precision(before)
     return {name: f"{value:.4g}" for name, value in found.items()}
 
 
 def _fastest(function: Callable[[], object]) -> float:
-    """Seconds of the fastest of ten calls."""
+    """Seconds a call in the fastest of ten rounds, each of a millisecond at least."""
 
-    def wait() -> None:
+    def seconds(calls: int) -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-
-    times = []
-    for _ in range(10):
-        wait()
         start = time.perf_counter()
-        function()
-        wait()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        for _ in range(calls):
+            function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / calls
+
+    seconds(1)
+    calls = max(1, math.ceil(1e-3 / max(seconds(1), 1e-9)))
+    return min(seconds(calls) for _ in range(10))
 
 
 def describe() -> dict[str, str]:
@@ -82,6 +112,7 @@ def describe() -> dict[str, str]:
         "python": known["python"],
         "torch": known["torch"],
         "triton": known["triton"],
+        "caches": ", ".join(f"{name} {size / 2**20:g} MiB" for name, size in caches().items()) or "unknown",
         "commit": commit(),
     }
 

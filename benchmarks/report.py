@@ -1,144 +1,166 @@
-"""``python -m benchmarks.report RESULT.json [OTHER.json]``: tables and plots of a result file, or two compared.
+"""``python -m benchmarks.report RESULT.json``: Markdown tables and plots of a result file, written beside it.
 
-The tables are Markdown: for each op, shape, dtype and phase the peers with median, spread, ratio to eager, GB/s and
-GFLOP/s by `costs`, and the share of the machine's roofline where the file has its ceilings. With two files: the ratio
-of the second's medians to the first's; exit status 1 where one is slower by more than ``--tolerance``.
+For each op, shape, dtype and phase the peers with median, spread, ratio to eager, GB/s and GFLOP/s by `costs`, share of
+the machine's roofline and peak memory; first of all, where ours is not the fastest.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections import defaultdict
+from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 
+from .results_file import Results, load, ours, roofline
 
-def load(path: Path) -> tuple[dict, list[dict]]:
-    """(machine, entries) of a pytest-benchmark file; times in seconds."""
-    data = json.loads(path.read_text(encoding="utf-8"))
-    entries = []
-    for b in data["benchmarks"]:
-        stats = b["stats"]
-        entries.append(b["extra_info"] | {k: stats[k] for k in ("median", "q1", "q3", "rounds")})
-    return data["machine_info"]["semimatch"], entries
-
-
-def groups(entries: list[dict]) -> dict[tuple[str, str, str, str], list[dict]]:
-    """Entries by (op, shape, dtype, phase), in the order of the file."""
-    out: dict[tuple, list[dict]] = defaultdict(list)
-    for e in entries:
-        out[e["op"], e["shape"], e["dtype"], e["phase"]].append(e)
-    return out
+LEGEND = """\
+Median and quartiles of interleaved rounds, in ms. On a GPU *warm* is a CUDA graph replayed back to back, *cold* one
+replay after a write through the L2, *wall* calls from Python back to back; on the CPU *warm* is the wall time. GB/s and
+GFLOP/s count what the op cannot do without (`benchmarks/costs.py`), not what an implementation moves. *Roofline* is the
+share of the limit: those bytes at the rate of a copy that moves as many, given beside it (small ones fit the caches, so
+do their copies), those flops at the rate of a matrix product in the dtype. Memory is the peak of a call beyond its
+inputs, of a backward beyond what its forward kept. (part): computes less than the op, a bound and no rival."""
 
 
-def roofline(entry: dict, ceilings: dict[str, float]) -> float | None:
-    """Share of the machine's limit: the time that the least traffic and arithmetic would take over the time taken."""
-    if not ceilings:
-        return None
-    flops = ceilings.get(f"{entry['dtype']}_flops", ceilings["fp32_flops"])
-    return max(entry["bytes"] / ceilings["bytes"], entry["flops"] / flops) / entry["median"]
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g}"
 
 
-def table(entries: list[dict], ceilings: dict[str, float]) -> str:
-    """One Markdown table a group."""
+def _mib(size: int | None) -> str:
+    return "" if size is None else f"{size / 2**20:.3g} MiB"
+
+
+#: Heading -> cell of a row, given the time of eager and the ceilings; a column that is empty in a table is left out.
+COLUMNS: dict[str, Callable[[dict, float | None, dict], str]] = {
+    "peer": lambda r, eager, ceilings: r["peer"] + (" (part)" if r.get("part") else ""),
+    "warm": lambda r, eager, ceilings: _ms(r["median"]) + (" (no graph)" if r.get("not_captured") else ""),
+    "quartiles": lambda r, eager, ceilings: f"{_ms(r['q1'])}-{_ms(r['q3'])}",
+    "cold": lambda r, eager, ceilings: _ms(r["cold"]["median"]) if "cold" in r else "",
+    "wall": lambda r, eager, ceilings: _ms(r["wall"]["median"]) if "wall" in r else "",
+    "times eager": lambda r, eager, ceilings: "" if eager is None else f"{eager / r['median']:.2f}",
+    "GB/s": lambda r, eager, ceilings: f"{r['bytes'] / r['median'] / 1e9:.3g}",
+    "GFLOP/s": lambda r, eager, ceilings: f"{r['flops'] / r['median'] / 1e9:.3g}",
+    "roofline": lambda r, eager, ceilings: "" if (s := roofline(r, ceilings)) is None else f"{s:.0%}",
+    "copy GB/s": lambda r, eager, ceilings: f"{r['copy'] / 1e9:.3g}" if r.get("copy") else "",
+    "memory": lambda r, eager, ceilings: _mib(r.get("memory")),
+}
+
+
+def title(entry: dict) -> str:
+    """Op, shape with its sizes, dtype and phase."""
+    size = f"B={entry['batch']}, N={entry['cells']}"
+    if entry["op"] == "correlation" or entry["op"].endswith("_features"):
+        runs = [(c, len(list(same))) for c, same in groupby(entry["channels"])]
+        size += ", C=" + "+".join(f"{n}x{c}" if n > 1 else str(c) for c, n in runs)
+    return f"{entry['op']}, {entry['shape']} ({size}), {entry['dtype']}, {entry['phase']}"
+
+
+def markdown(headings: list[str], rows: list[list[str]]) -> str:
+    """A table; the first column to the left."""
+    lines = [headings, ["---", *["--:"] * (len(headings) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def table(results: Results) -> str:
+    """One Markdown table a group, fastest first."""
     parts = []
-    for (op, shape, dtype, phase), rows in groups(entries).items():
-        first = rows[0]
-        size = f"B={first['batch']}, N={first['cells']}"
-        if op == "correlation" or op.endswith("_features"):
-            size += f", C={'+'.join(map(str, first['channels']))}"
-        lines = [f"### {op}, {shape} ({size}), {dtype}, {phase}", ""]
-        lines += [
-            "| peer | median | quartiles | times eager | GB/s | GFLOP/s | roofline |",
-            "|---|--:|--:|--:|--:|--:|--:|",
-        ]
+    for rows in results.groups().values():
         eager = next((r["median"] for r in rows if r["peer"] == "eager"), None)
-        for r in sorted(rows, key=lambda r: r["median"]):
-            share = roofline(r, ceilings)
-            cells = [
-                r["peer"],
-                f"{r['median'] * 1e3:.3g} ms",
-                f"{r['q1'] * 1e3:.3g}-{r['q3'] * 1e3:.3g}",
-                "" if eager is None else f"{eager / r['median']:.2f}",
-                f"{r['bytes'] / r['median'] / 1e9:.3g}",
-                f"{r['flops'] / r['median'] / 1e9:.3g}",
-                "" if share is None else f"{share:.0%}",
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-        parts.append("\n".join(lines))
+        rows = sorted(rows, key=lambda r: r["median"])
+        cells = {name: [cell(r, eager, results.ceilings) for r in rows] for name, cell in COLUMNS.items()}
+        cells = {name: column for name, column in cells.items() if any(column)}
+        parts.append(f"### {title(rows[0])}\n\n" + markdown(list(cells), list(map(list, zip(*cells.values())))))  # noqa: B905
     return "\n\n".join(parts)
 
 
-def compare(old: list[dict], new: list[dict], tolerance: float) -> tuple[str, bool]:
-    """Markdown of the medians of both files and their ratio; and whether one of ours got slower beyond ``tolerance``
-    by more than the spread of both."""
-
-    def key(e: dict) -> tuple:
-        return e["op"], e["shape"], e["dtype"], e["phase"], e["peer"]
-
-    before = {key(e): e for e in old}
-    lines = ["| op | shape | dtype | phase | peer | before | after | ratio |", "|---|---|---|---|---|--:|--:|--:|"]
-    slower = False
-    for e in new:
-        was = before.get(key(e))
-        if was is None:
+def losses(results: Results) -> str:
+    """Where something else that computes all of the op is faster than the best of ours."""
+    rows = []
+    for group in results.groups().values():
+        best = min((r for r in group if ours(r)), key=lambda r: r["median"], default=None)
+        rivals = [r for r in group if not ours(r) and not r.get("part")]
+        rival = min(rivals, key=lambda r: r["median"], default=None)
+        if best is None or rival is None or rival["median"] >= best["median"]:
             continue
-        ratio = e["median"] / was["median"]
-        worse = e["peer"].startswith("ours") and ratio > 1 + tolerance and e["q1"] > was["q3"]
-        slower |= worse
-        times = f"{was['median'] * 1e3:.3g} ms | {e['median'] * 1e3:.3g} ms"
-        lines.append(f"| {' | '.join(key(e))} | {times} | {ratio:.2f}{' slower' if worse else ''} |")
-    return "\n".join(lines), slower
+        ratio = f"{best['median'] / rival['median']:.2f}"
+        rows.append([title(best), rival["peer"], _ms(rival["median"]), best["peer"], _ms(best["median"]), ratio])
+    if not rows:
+        return "Nowhere."
+    return markdown(["op", "fastest", "ms", "best of ours", "ms", "times slower"], rows)
 
 
-def plots(entries: list[dict], folder: Path) -> list[Path]:
-    """Time over the number of cells, one picture an op; for ops that were measured at more than one size."""
+def missing(results: Results) -> str:
+    """Entries without a number, with the reason."""
+    lines = {f"- {e['op']}, {e['shape']}, {e['dtype']}: {e['peer']}: {e['reason']}": None for e in results.not_measured}
+    return "\n".join(lines) or "Nothing."
+
+
+def report(results: Results) -> str:
+    """The whole page."""
+    about = "\n".join(f"- {key}: {value}" for key, value in results.about.items())
+    return (
+        f"# Kernels\n\n{about}\n\n{LEGEND}\n\n## Where ours is not the fastest\n\n{losses(results)}\n\n"
+        f"## Left out\n\n{missing(results)}\n\n## Times\n\n{table(results)}\n"
+    )
+
+
+def plots(results: Results, folder: Path) -> list[Path]:
+    """Time, memory and share of the roofline over the number of cells, one picture an op and dtype that was measured at
+    more than one size: of the forward and backward pass together where it has both."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     written = []
-    for op in dict.fromkeys(e["op"] for e in entries):
-        rows = [e for e in entries if e["op"] == op]
-        phase = "forward+backward" if any(e["phase"] != "forward" for e in rows) else "forward"
-        rows = [e for e in rows if e["phase"] == phase and e["dtype"] == rows[0]["dtype"]]
+    for op, dtype in dict.fromkeys((e["op"], e["dtype"]) for e in results.entries):
+        rows = [e for e in results.entries if (e["op"], e["dtype"]) == (op, dtype)]
+        phase = "forward+backward" if any(e["phase"] == "forward+backward" for e in rows) else "forward"
+        rows = [e for e in rows if e["phase"] == phase]
         if len({e["cells"] for e in rows}) < 2:
             continue
-        figure, axes = pyplot.subplots(figsize=(5, 3.5), layout="constrained")
-        for peer in dict.fromkeys(e["peer"] for e in rows):
-            # per sample: the batch differs from size to size
-            points = sorted((e["cells"], e["median"] * 1e3 / e["batch"]) for e in rows if e["peer"] == peer)
-            axes.plot(*zip(*points, strict=True), marker="o", label=peer)
-        axes.set(xscale="log", yscale="log", xlabel="cells a side", ylabel="ms a sample", title=f"{op}, {phase}")
-        axes.legend(fontsize=7)
-        path = folder / f"{op}.png"
+        # Per sample: the batch differs from size to size.
+        views = {
+            "ms a sample": lambda e: e["median"] * 1e3 / e["batch"],
+            "MiB a sample": lambda e: e["memory"] / 2**20 / e["batch"] if e.get("memory") else None,
+            "% of roofline": lambda e: 100 * (roofline(e, results.ceilings) or 0) or None,
+        }
+        figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
+        for axis, (label, value) in zip(axes, views.items(), strict=True):
+            for peer in dict.fromkeys(e["peer"] for e in rows):
+                points = {e["cells"]: value(e) for e in rows if e["peer"] == peer}
+                points = sorted((n, v) for n, v in points.items() if v is not None)
+                axis.plot([n for n, _ in points], [v for _, v in points], marker="o", label=peer)
+            axis.set(xscale="log", yscale="linear" if "%" in label else "log", xlabel="cells a side", ylabel=label)
+        axes[0].legend(fontsize=7)
+        figure.suptitle(f"{op}, {dtype}, {phase}")
+        path = folder / f"{op}-{dtype}.png"
         figure.savefig(path, dpi=110)
         pyplot.close(figure)
         written.append(path)
     return written
 
 
+def write(path: Path) -> list[Path]:
+    """The page and the plots of result file ``path``, beside it; no plots without matplotlib."""
+    results = load(path)
+    page = path.with_suffix(".md")
+    page.write_text(report(results), encoding="utf-8")
+    try:
+        return [page, *plots(results, path.parent)]
+    except ImportError:
+        print("no plots: matplotlib is not installed")
+        return [page]
+
+
 def main() -> None:
-    """Print, and write beside the result file: the same name with .md, and plots."""
+    """Write the page and the plots, print the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("result", type=Path)
-    parser.add_argument("other", type=Path, nargs="?", help="a second result, compared with the first")
-    parser.add_argument("--tolerance", type=float, default=0.1, help="slower by this share counts (default 0.1)")
     options = parser.parse_args()
-    about, entries = load(options.result)
-    if options.other is not None:
-        text, slower = compare(entries, load(options.other)[1], options.tolerance)
-        print(text)
-        sys.exit(1 if slower else 0)
-    ceilings = {k.removeprefix("ceiling_"): float(v) for k, v in about.items() if k.startswith("ceiling_")}
-    header = "\n".join(f"- {key}: {value}" for key, value in about.items())
-    text = f"# Kernels\n\n{header}\n\n{table(entries, ceilings)}\n"
-    options.result.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
-    for path in plots(entries, options.result.parent):
-        print(f"written: {path}")
+    written = write(options.result)
+    print(written[0].read_text(encoding="utf-8"))
+    print("\n".join(f"written: {path}" for path in written))
 
 
 if __name__ == "__main__":

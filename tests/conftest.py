@@ -3,6 +3,7 @@ tolerance."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -18,9 +19,29 @@ import pytest
 SHARED = Path(os.environ.get("SEMIMATCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
+def pytest_collection_modifyitems(items):
+    """The marker `gpu`: for every test of a kernel on the GPU; skipped where there is none."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if torch.cuda.is_available():
+            if callspec is not None and callspec.params.get("backend") in ("triton", "cuda"):
+                item.add_marker(pytest.mark.gpu)
+        elif item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device is visible"))
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _device(request):
+    """All that a test of a case on the GPU makes is made there."""
+    callspec = getattr(request.node, "callspec", None)
+    device = getattr(callspec.params.get("case"), "device", None) if callspec is not None else None
+    with torch.device(device) if device else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session")

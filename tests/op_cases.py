@@ -151,8 +151,21 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
+class OnGpu(str):
+    """Name of a case whose tensors are made on the GPU (by a fixture of conftest.py), for one backend."""
+
+    device = "cuda"
+
+    def __new__(cls, name: str, backend: str):
+        self = super().__new__(cls, name)
+        self.backend = backend
+        return self
+
+
 def make(case: str, dtype: torch.dtype, layout: str, grad: bool) -> tuple:
     """The arguments of ``case``, the same at every call."""
+    if isinstance(case, OnGpu) and case.backend == "triton" and dtype == torch.float64:
+        pytest.skip("triton: float64 runs in reference, cpu and cuda only")
     torch.manual_seed(0)
     return CASES[case].make(Maker(dtype, layout, grad))
 
@@ -165,9 +178,9 @@ def _why_not(op: str, backend: str) -> str | None:
     return library.TRITON_REASON or (None if library.TRITON_INTERPRET else "on the CPU it needs TRITON_INTERPRET=1")
 
 
-def available(differentiable: bool = False) -> list:
-    """pytest parameters (case, name of the op of one backend) of all that runs on CPU tensors; the rest is skipped with
-    its reason."""
+def available(differentiable: bool = False, gpu: bool = True) -> list:
+    """pytest parameters (case, name of the op of one backend) of all that runs here; the rest is skipped with its
+    reason. With a GPU, and unless not ``gpu``, also `on_gpu`."""
     params = []
     for name, case in CASES.items():
         if case.op in COMPOSITES:
@@ -180,6 +193,20 @@ def available(differentiable: bool = False) -> list:
             reason = _why_not(case.op, backend)
             skip = pytest.mark.skipif(reason is not None, reason=f"{backend}: {reason}")
             params.append(pytest.param(name, backend_name(case.op, backend), id=f"{name}-{backend}", marks=skip))
+    return params + on_gpu(differentiable) if gpu else params
+
+
+def on_gpu(differentiable: bool = False) -> list:
+    """The same for the kernels on CUDA tensors; nothing without a GPU."""
+    params = []
+    for name, case in CASES.items() if torch.cuda.is_available() else ():
+        if case.op in COMPOSITES or (differentiable and not OPS[case.op].inputs):
+            continue
+        for backend in (b for b in OPS[case.op].backends if b != "cpu"):
+            reason = library.TRITON_REASON if backend == "triton" else library.CUDA_REASON
+            marks = [pytest.mark.gpu, pytest.mark.skipif(reason is not None, reason=f"{backend}: {reason}")]
+            qualified = backend_name(case.op, backend)
+            params.append(pytest.param(OnGpu(name, backend), qualified, id=f"gpu-{name}-{backend}", marks=marks))
     return params
 
 

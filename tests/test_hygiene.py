@@ -63,7 +63,7 @@ def _run(qualified: str, args: tuple) -> tuple[list[Tensor], list[Tensor]]:
     carry = [o for o in outputs if o.requires_grad]
     if not carry or not leaves(args):
         return [o.detach() for o in outputs], []
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(1)
     upstream = [torch.rand(o.shape, generator=generator).to(o.dtype) + 0.5 for o in carry]
     kept = [u.clone() for u in upstream]
     grads = torch.autograd.grad(carry, leaves(args), upstream, allow_unused=True)
@@ -103,7 +103,7 @@ def test_no_result_depends_on_uninitialised_memory(case, qualified, size, layout
 def test_the_poison_reaches_the_backends(backend, poison):
     """PyTorch fills what the kernels allocate: inside the op there are fills below allocations, and none without."""
     qualified = {"cpu": "match_both"}.get(backend, f"match_both_{backend}")
-    [skips] = [p.marks for p in available() if p.values == ("match_both", qualified)]
+    [skips] = [p.marks for p in available(gpu=False) if p.values == ("match_both", qualified)]
     if skips and skips[0].args[0]:
         pytest.skip(skips[0].kwargs["reason"])
     args = make("match_both", torch.float32, "contiguous", False)
@@ -132,7 +132,7 @@ sys.path.insert(0, sys.argv[1])
 import test_hygiene as t
 from op_cases import available
 t.op_cases.__dict__.update(t.MID)
-cases = [p.values for p in available(differentiable=True) if not p.values[1].endswith(("_reference", "_triton"))]
+cases = [p.values for p in available(True, gpu=False) if not p.values[1].endswith(("_reference", "_triton"))]
 results = [t._all(*case, layout) for case in cases for layout in ("contiguous", "transposed")]
 torch.save((torch.empty(1 << 16).min().item(), cases, results), sys.argv[2])
 """
@@ -167,7 +167,7 @@ def test_bit_equal_over_runs(case, qualified, sizes):
         _assert_bits(_all(case, qualified, seed=seed), first)
 
 
-NATIVE = [p for p in available(True) if not p.values[1].endswith(("_reference", "_triton"))]
+NATIVE = [p for p in available(True, gpu=False) if not p.values[1].endswith(("_reference", "_triton"))]
 
 
 @pytest.mark.parametrize("size", [MID, SHARED_OUT], ids=["mid", "shared out"])

@@ -50,7 +50,7 @@ HUGE = {"B": 3, "SOURCE": (200, 200), "TARGET": (180, 225), "S": 40000, "T": 405
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "transposed"])
-@pytest.mark.parametrize(("case", "qualified"), [p for p in available() if p.values[1] != "warp"])
+@pytest.mark.parametrize(("case", "qualified"), [p for p in available(gpu=False) if p.values[1] != "warp"])
 def test_fake_kernels_of_huge_sizes(case, qualified, layout, monkeypatch):
     """Shape, dtype and order of the strides of results and gradients are those of a small run, at 4.8e9 entries."""
     runs = []
@@ -74,7 +74,7 @@ def test_fake_kernels_of_huge_sizes(case, qualified, layout, monkeypatch):
 FAR = {"far": 2**31 + 4099, "products": 2**30 + 4099}
 #: dimensions of [B,S,T] by size of their strides, largest first; and how many of the last lie close together
 ORDERS = {"rows": ((0, 1, 2), 1), "columns": ((0, 2, 1), 1), "batch": ((1, 2, 0), 1), "samples": ((0, 1, 2), 2)}
-TAKES_CORR = [p for p in available() if OPS.get(CASES[p.values[0]].op) and "levels" not in p.values[0]]
+TAKES_CORR = [p for p in available(gpu=False) if OPS.get(CASES[p.values[0]].op) and "levels" not in p.values[0]]
 TAKES_CORR = [p for p in TAKES_CORR if OPS[CASES[p.values[0]].op].schema.startswith("(Tensor corr")]
 
 

@@ -148,7 +148,7 @@ def test_autocast_changes_nothing(case, qualified, dtype):
     """The autocast rule: inputs as they are, sums in float32 or wider, so the same bits inside and outside."""
     args = make(case, dtype, "contiguous", False)
     outside = _op(qualified)(*args)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         inside = _op(qualified)(*args)
     for a, b in zip(*([o] if isinstance(o, torch.Tensor) else o for o in (outside, inside)), strict=True):
         assert a.dtype == b.dtype and torch.equal(a, b)
