@@ -40,8 +40,8 @@ _LOSS = "float temperature, str reduction, SymInt width, float sigma, SymInt rad
 _BOXES = "Tensor? src_box, Tensor? trg_box, bool forward_backward, float alpha1, float alpha2, str sampling"
 
 OPS: dict[str, Op] = {
-    "correlation": Op(f"({_LEVELS}) -> Tensor", ("triton",), inputs=(0, 1), outputs=(0,)),
-    "correlation_backward": Op(f"({_LEVELS}, Tensor grad) -> (Tensor[], Tensor[])", ("triton",)),
+    "correlation": Op(f"({_LEVELS}) -> Tensor", ("cpu", "triton"), inputs=(0, 1), outputs=(0,)),
+    "correlation_backward": Op(f"({_LEVELS}, Tensor grad) -> (Tensor[], Tensor[])", ("cpu", "triton")),
     "mutual_filter": Op(
         "(Tensor corr, float? eps) -> (Tensor filtered, Tensor row_index, Tensor column_index)",
         ("cpu", "triton", "cuda"), inputs=(0,), outputs=(0,), saved=(1, 2),
@@ -68,36 +68,38 @@ OPS: dict[str, Op] = {
     ),
     "match_features": Op(
         f"({_FEATURES}, {_NORM}) -> ({_SIDE.format('')})",
-        ("triton",), inputs=(0, 1), outputs=(0, 1, 2, 3), saved=(0, 1, 2, 3, 4),
+        ("cpu", "triton"), inputs=(0, 1), outputs=(0, 1, 2, 3), saved=(0, 1, 2, 3, 4),
     ),
     "match_features_backward": Op(
-        f"({_FEATURES}, {_NORM}, {_SIDE.format('')}, {_GRADS.format('')}) -> (Tensor, Tensor)", ("triton",)
+        f"({_FEATURES}, {_NORM}, {_SIDE.format('')}, {_GRADS.format('')}) -> (Tensor, Tensor)",
+        ("cpu", "triton"),
     ),
     "soft_argmax": Op(
         f"({_MATCH}, str window, float width) -> (Tensor coords, Tensor index)",
-        ("triton",), inputs=(0,), outputs=(0,), saved=(0, 1),
+        ("cpu", "triton"), inputs=(0,), outputs=(0,), saved=(0, 1),
     ),
     "soft_argmax_backward": Op(
         f"({_MATCH}, str window, float width, Tensor coords, Tensor index, Tensor grad) -> Tensor",
-        ("triton",),
+        ("cpu", "triton"),
     ),
     "soft_argmax_features": Op(
         f"({_FEATURES}, str window, float width, {_NORM}) -> (Tensor coords, Tensor index)",
-        inputs=(0, 1), outputs=(0,), saved=(0, 1),
+        ("cpu",), inputs=(0, 1), outputs=(0,), saved=(0, 1),
     ),
     "soft_argmax_features_backward": Op(
         f"({_FEATURES}, str window, float width, {_NORM}, Tensor coords, Tensor index, Tensor grad)"
-        " -> (Tensor, Tensor)"
+        " -> (Tensor, Tensor)",
+        ("cpu",),
     ),
     "dual_softmax": Op(
         "(Tensor corr, float temperature, bool log)"
         " -> (Tensor p, Tensor target_logsumexp, Tensor source_logsumexp)",
-        ("triton",), inputs=(0,), outputs=(0,), saved=(1, 2),
+        ("cpu", "triton"), inputs=(0,), outputs=(0,), saved=(1, 2),
     ),
     "dual_softmax_backward": Op(
         "(Tensor corr, float temperature, bool log, Tensor target_logsumexp, Tensor source_logsumexp, Tensor grad)"
         " -> Tensor",
-        ("triton",),
+        ("cpu", "triton"),
     ),
     "masked_contrastive_loss": Op(
         f"(Tensor corr, {_LABELS}, {_LOSS}) -> (Tensor loss, Tensor logsumexp, Tensor count)",
@@ -110,17 +112,17 @@ OPS: dict[str, Op] = {
     "masked_contrastive_loss_features": Op(
         f"(Tensor src, Tensor trg, {_LABELS}, Tensor? source_mask, {_LOSS}, {_NORM})"
         " -> (Tensor loss, Tensor logsumexp, Tensor count)",
-        ("triton",), inputs=(0, 1), outputs=(0,), saved=(1, 2),
+        ("cpu", "triton"), inputs=(0, 1), outputs=(0,), saved=(1, 2),
     ),
     "masked_contrastive_loss_features_backward": Op(
         f"(Tensor src, Tensor trg, {_LABELS}, Tensor? source_mask, {_LOSS}, {_NORM},"
         " Tensor logsumexp, Tensor count, Tensor grad) -> (Tensor, Tensor)",
-        ("triton",),
+        ("cpu", "triton"),
     ),
     "forward_backward_mask": Op(
         "(Tensor index_own, Tensor index_other, SymInt[2] own, SymInt[2] other, float alpha1, float alpha2,"
         " str sampling) -> Tensor",
-        ("triton",),
+        ("cpu", "triton"),
     ),
     "pseudo_labels": Op(
         "(Tensor corr, SymInt[2] source_grid, SymInt[2] target_grid, float temperature, float threshold,"

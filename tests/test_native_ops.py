@@ -75,6 +75,11 @@ VARIANTS = {
     "labels": Variant("pseudo_labels", _labels(True, True, "gather")),
     "labels, bilinear, eps": Variant("pseudo_labels", _labels(False, True, "bilinear", 1e-6)),
     "labels, lookup": Variant("pseudo_labels", _labels(True, False, "gather", 1e-3, lookup=True)),
+    "dual": Variant("dual_softmax", lambda *shape: (0.1, False)),
+    "dual, log": Variant("dual_softmax", lambda *shape: (0.1, True)),
+    "window, gaussian": Variant("soft_argmax", lambda batch, source, target: (source, 0.1, "gaussian", 2.5)),
+    "window, zero": Variant("soft_argmax", lambda batch, source, target: (source, 0.1, "zero", 2.0)),
+    "window, exclude": Variant("soft_argmax", lambda batch, source, target: (source, 0.1, "exclude", 1.0)),
     "mutual": Variant("mutual_filter", lambda *shape: (None,)),
     "mutual, eps": Variant("mutual_filter", lambda *shape: (1e-5,)),
 }
