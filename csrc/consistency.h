@@ -38,7 +38,8 @@ SEMIMATCH_FN float released_position(float at, int n) {
 }
 
 // The flow back from where cell `cell` of the other grid is read, with zeros outside. matches[i] is that of cell i.
-SEMIMATCH_FN Flow sampled_back(const Consistency& c, int64_t cell, const int64_t* matches) {
+template <class Matches>
+SEMIMATCH_FN Flow sampled_back(const Consistency& c, int64_t cell, const Matches& matches) {
   const Flow at = cell_xy(cell, c.other);
   const float x = released_position(at.x, c.other.width), y = released_position(at.y, c.other.height);
   const float left = std::floor(x), top = std::floor(y);
@@ -59,7 +60,8 @@ SEMIMATCH_FN float squared(Flow f) { return product(f.x, f.x) + product(f.y, f.y
 
 // Whether the own cell `cell`, matched to `match` of the other grid, is consistent; matches[i] is the match of cell i
 // of the other grid.
-SEMIMATCH_FN bool consistent(const Consistency& c, int64_t cell, int64_t match, const int64_t* matches) {
+template <class Matches>
+SEMIMATCH_FN bool consistent(const Consistency& c, int64_t cell, int64_t match, const Matches& matches) {
   const Flow here = cell_xy(cell, c.own), there = cell_xy(match, c.other);
   const Flow flow = {product(there.x, c.scale_x) - here.x, product(there.y, c.scale_y) - here.y};
   const Flow back = c.bilinear ? sampled_back(c, match, matches) : flow_back(c, match, matches[match]);

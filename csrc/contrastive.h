@@ -80,24 +80,44 @@ SEMIMATCH_FN Span span_of(const Smoothing& s, int at, int extent) {
   return {first, last};
 }
 
+// The part that the entry `cell`, of score c, has in the goal of `label`, whose weights sum to `total`.
+template <class A>
+SEMIMATCH_FN A goal_of(const Smoothing& s, int64_t label, int64_t cell, A c, A total) {
+  const int width = s.grid.width;
+  const int dx = int(cell) % width - int(label) % width, dy = int(cell) / width - int(label) / width;
+  const int x = dx < 0 ? -dx : dx, y = dy < 0 ? -dy : dy;
+  if (x > s.radius || y > s.radius || c == A(-INFINITY)) return A(0);
+  return A(s.weights[x] * s.weights[y]) / total;
+}
+
+// The sum of the weights of the goal of `label`. Entries that are excluded have none: entry_at(cell) is -inf there.
+template <class A, class EntryAt>
+SEMIMATCH_FN A goal_total(const Smoothing& s, int64_t label, const EntryAt& entry_at) {
+  const int width = s.grid.width;
+  const int label_x = int(label) % width, label_y = int(label) / width;
+  const Span xs = span_of(s, label_x, width), ys = span_of(s, label_y, s.grid.height);
+  double sum = 0;
+  for (int y = ys.first; y <= ys.last; ++y)
+    for (int x = xs.first; x <= xs.last; ++x)
+      if (entry_at(int64_t(y) * width + x) != A(-INFINITY))
+        sum += s.weights[x < label_x ? label_x - x : x - label_x] * s.weights[y < label_y ? label_y - y : y - label_y];
+  return A(sum);
+}
+
 // Calls f(cell, q) for the cells from `first` to before `last` that have a part q in the goal of `label`. Entries that
-// are excluded have none: entry_at(cell) is -inf there.
+// are excluded have none: entry_at(cell) is -inf there. `label` is one of the cells, of which there are less than 2^31.
 template <class A, class EntryAt, class F>
 SEMIMATCH_FN void for_goal(const Smoothing& s, int64_t label, int64_t first, int64_t last, const EntryAt& entry_at,
                            const F& f) {
   const int width = s.grid.width;
-  const int label_x = int(label % width), label_y = int(label / width);
+  const int label_x = int(label) % width, label_y = int(label) / width;
   const Span xs = span_of(s, label_x, width), ys = span_of(s, label_y, s.grid.height);
   const auto weight_at = [&](int x, int y) {
     return s.weights[x < label_x ? label_x - x : x - label_x] * s.weights[y < label_y ? label_y - y : y - label_y];
   };
-  double sum = 0;
-  for (int y = ys.first; y <= ys.last; ++y)
-    for (int x = xs.first; x <= xs.last; ++x)
-      if (entry_at(int64_t(y) * width + x) != A(-INFINITY)) sum += weight_at(x, y);
-  const A total = A(sum);
-  const int y0 = ys.first > first / width ? ys.first : int(first / width);
-  const int y1 = ys.last < (last - 1) / width ? ys.last : int((last - 1) / width);
+  const A total = goal_total<A>(s, label, entry_at);
+  const int y_first = int(first) / width, y_last = int(last - 1) / width;
+  const int y0 = ys.first > y_first ? ys.first : y_first, y1 = ys.last < y_last ? ys.last : y_last;
   for (int y = y0; y <= y1; ++y) {
     for (int x = xs.first; x <= xs.last; ++x) {
       const int64_t cell = int64_t(y) * width + x;

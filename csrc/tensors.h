@@ -35,15 +35,21 @@ T* data_of(const Tensor& t) {
 // Whether the source cells of corr [B,S,T] are the closer ones in memory: then the target cells are taken for the rows.
 inline bool transposed(const Tensor& corr) { return corr.stride(1) < corr.stride(2); }
 
-// corr [B,S,T] as matrices whose columns are the side that is closer in memory.
+// corr [B,S,T] as matrices of [S,T], or with `swap` of [T,S].
 template <class T>
-Matrices<T> matrices_of(const Tensor& corr) {
-  const int row = transposed(corr) ? 2 : 1, col = 3 - row;
+Matrices<T> matrices_of(const Tensor& corr, bool swap) {
+  const int row = swap ? 2 : 1, col = 3 - row;
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   STD_TORCH_CHECK(corr.size(1) <= kMost && corr.size(2) <= kMost,
                   "semimatch: a side of the correlation has 2^31 cells or more");
   return {data_of<const T>(corr), corr.size(0),     corr.size(row),  corr.size(col),
           corr.stride(0),         corr.stride(row), corr.stride(col)};
+}
+
+// As matrices whose columns are the side that is closer in memory.
+template <class T>
+Matrices<T> matrices_of(const Tensor& corr) {
+  return matrices_of<T>(corr, transposed(corr));
 }
 
 // An uninitialised gradient in the layout of corr: [B,T,S] seen as [B,S,T] where the source cells are the closer ones.

@@ -76,11 +76,11 @@ OPS: dict[str, Op] = {
     ),
     "soft_argmax": Op(
         f"({_MATCH}, str window, float width) -> (Tensor coords, Tensor index)",
-        ("cpu", "triton"), inputs=(0,), outputs=(0,), saved=(0, 1),
+        ("cpu", "triton", "cuda"), inputs=(0,), outputs=(0,), saved=(0, 1),
     ),
     "soft_argmax_backward": Op(
         f"({_MATCH}, str window, float width, Tensor coords, Tensor index, Tensor grad) -> Tensor",
-        ("cpu", "triton"),
+        ("cpu", "triton", "cuda"),
     ),
     "soft_argmax_features": Op(
         f"({_FEATURES}, str window, float width, {_NORM}) -> (Tensor coords, Tensor index)",
@@ -94,20 +94,20 @@ OPS: dict[str, Op] = {
     "dual_softmax": Op(
         "(Tensor corr, float temperature, bool log)"
         " -> (Tensor p, Tensor target_logsumexp, Tensor source_logsumexp)",
-        ("cpu", "triton"), inputs=(0,), outputs=(0,), saved=(1, 2),
+        ("cpu", "triton", "cuda"), inputs=(0,), outputs=(0,), saved=(1, 2),
     ),
     "dual_softmax_backward": Op(
         "(Tensor corr, float temperature, bool log, Tensor target_logsumexp, Tensor source_logsumexp, Tensor grad)"
         " -> Tensor",
-        ("cpu", "triton"),
+        ("cpu", "triton", "cuda"),
     ),
     "masked_contrastive_loss": Op(
         f"(Tensor corr, {_LABELS}, {_LOSS}) -> (Tensor loss, Tensor logsumexp, Tensor count)",
-        ("cpu", "triton"), inputs=(0,), outputs=(0,), saved=(1, 2),
+        ("cpu", "triton", "cuda"), inputs=(0,), outputs=(0,), saved=(1, 2),
     ),
     "masked_contrastive_loss_backward": Op(
         f"(Tensor corr, {_LABELS}, {_LOSS}, Tensor logsumexp, Tensor count, Tensor grad) -> Tensor",
-        ("cpu", "triton"),
+        ("cpu", "triton", "cuda"),
     ),
     "masked_contrastive_loss_features": Op(
         f"(Tensor src, Tensor trg, {_LABELS}, Tensor? source_mask, {_LOSS}, {_NORM})"
@@ -122,13 +122,13 @@ OPS: dict[str, Op] = {
     "forward_backward_mask": Op(
         "(Tensor index_own, Tensor index_other, SymInt[2] own, SymInt[2] other, float alpha1, float alpha2,"
         " str sampling) -> Tensor",
-        ("cpu", "triton"),
+        ("cpu", "triton", "cuda"),
     ),
     "pseudo_labels": Op(
         "(Tensor corr, SymInt[2] source_grid, SymInt[2] target_grid, float temperature, float threshold,"
         f" float uncertainty, {_BOXES}, float entropy_eps, Tensor? cell, Tensor? valid)"
         " -> (Tensor labels, Tensor weight, Tensor mask, Tensor score, Tensor entropy)",
-        ("cpu", "triton"),
+        ("cpu", "triton", "cuda"),
     ),
 }  # fmt: skip
 

@@ -52,12 +52,52 @@ class Variant:
     rest: Callable[[int, tuple, tuple], tuple]
 
 
+def _loss(reduction: str, sigma: float = 0.0, radius: int = 0, plain: bool = False):
+    def rest(batch, source, target):
+        sources, targets = source[0] * source[1], target[0] * target[1]
+        labels = torch.randint(0, sources, (batch, targets))
+        if plain:
+            return labels, None, None, 0.1, reduction, sources, sigma, radius
+        labels[:, ::5] = -1
+        weight, mask = torch.rand(targets, batch).t(), torch.rand(batch, targets) < 0.7
+        return labels, weight, mask, 0.1, reduction, source[1], sigma, radius
+
+    return rest
+
+
+def _labels(boxes: bool, forward_backward: bool, sampling: str, eps: float = 0.0, lookup: bool = False):
+    def rest(batch, source, target):
+        targets = target[0] * target[1]
+        numbers = torch.rand(batch, 8) * torch.tensor([1.0, 1, 9, 9, 1, 1, 20, 12]) + 0.5 * torch.ones(batch, 8)
+        box = (numbers[:, :4], numbers[:, 4:].double()) if boxes else (None, None)
+        look = (torch.randint(0, targets, (targets, batch)).t(), torch.rand(batch, targets) < 0.8)
+        return (
+            source, target, 0.1, 0.2, 1.5, *box, forward_backward, 0.1, 0.5, sampling, eps,
+            *(look if lookup else (None, None)),
+        )  # fmt: skip
+
+    return rest
+
+
 VARIANTS = {
     "match": Variant("match", lambda b, s, t: (s, 0.1)),
     "match both": Variant("match_both", lambda b, s, t: (s, t, 0.1)),
+    "loss": Variant("masked_contrastive_loss", _loss("mean")),
+    "loss, sum, plain": Variant("masked_contrastive_loss", _loss("sum", plain=True)),
+    "loss, none, smoothed": Variant("masked_contrastive_loss", _loss("none", 1.0, 3)),
+    "loss, mean, smoothed wide": Variant("masked_contrastive_loss", _loss("mean", 2.5, 100)),
+    "labels": Variant("pseudo_labels", _labels(True, True, "gather")),
+    "labels, bilinear, eps": Variant("pseudo_labels", _labels(False, True, "bilinear", 1e-6)),
+    "labels, lookup": Variant("pseudo_labels", _labels(True, False, "gather", 1e-3, lookup=True)),
+    "dual": Variant("dual_softmax", lambda *shape: (0.1, False)),
+    "dual, log": Variant("dual_softmax", lambda *shape: (0.1, True)),
+    "window": Variant("soft_argmax", lambda b, s, t: (s, 0.1, "gaussian", 1.5)),
+    "window, zero": Variant("soft_argmax", lambda b, s, t: (s, 0.1, "zero", 1.0)),
+    "window, exclude": Variant("soft_argmax", lambda b, s, t: (s, 0.1, "exclude", 2.0)),
     "mutual": Variant("mutual_filter", lambda *shape: (None,)),
     "mutual, eps": Variant("mutual_filter", lambda *shape: (1e-5,)),
 }
+LOSSES = [name for name in VARIANTS if name.startswith("loss")]
 DIFFERENTIABLE = [name for name, v in VARIANTS.items() if schemas.OPS[v.op].inputs]
 
 
@@ -221,3 +261,34 @@ def test_mutual_filter_where_a_maximum_has_no_inverse(largest):
     values[0, 3] = torch.linspace(0, 1, 51) * largest
     values[1, :, 4] = values[1, 5, :] = largest
     _compare("mutual", values, values, (None,), [torch.rand(2, 35, 51)])
+
+
+@pytest.mark.parametrize("variant", LOSSES)
+def test_what_does_not_count_is_not_seen(variant):
+    """Scores of cells that do not count, NaN included, reach neither the loss nor a gradient."""
+    shape = SHAPES["odd"]
+    values, rest = _random(shape), _args(variant, shape)
+    labels, _, mask = rest[:3]
+    values = values.masked_fill((labels < 0 if mask is None else ~mask | (labels < 0))[:, None], torch.nan)
+    for corr in list(_layouts(values).values())[:2]:
+        results, grad = _call(variant, True, corr, rest)
+        assert results[0].isfinite().all() and grad.isfinite().all()
+        _compare(variant, corr, values, rest, _upstream(variant, values, rest))
+
+
+@pytest.mark.parametrize("variant", LOSSES)
+def test_labels_at_the_edges(variant):
+    """A label that names no cell gives NaN, in its column of the gradient too; one on an excluded entry +inf; no cell
+    that counts, 0."""
+    shape = SHAPES["odd"]
+    labels, weight, mask, *numbers = _args(variant, shape)
+    labels[0, 1], labels[1, 33], labels[2, 50] = 35, 1 << 40, 34
+    values = _random(shape)
+    values[2, 34, 50] = -torch.inf
+    mask = None if mask is None else mask.index_fill(1, torch.tensor([1, 33, 50]), True)
+    for name, corr in list(_layouts(values).items())[:2]:
+        rest = (labels, weight, mask, *numbers)
+        _compare(variant, corr, values, rest, _upstream(variant, values, rest), name)
+        rest = (labels.clamp(max=-1), weight, mask, *numbers)
+        results, grad = _call(variant, True, corr, rest)
+        assert all(r.count_nonzero() == 0 for r in results) and grad.count_nonzero() == 0

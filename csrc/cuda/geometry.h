@@ -12,31 +12,26 @@ namespace semimatch {
 
 struct Geometry {
   int64_t blocks;
-  int threads_x, threads_y = 1;
-  int64_t shared = 0;  // bytes of dynamic shared memory
-  int cluster = 1;     // blocks of one
+  int threads;
+  int cluster = 1;  // blocks of one
 };
 
 constexpr int kWarp = 32;
 constexpr int kMostThreads = 1024;
 constexpr int kMostCluster = 8;  // what every GPU with clusters takes
 constexpr int64_t kMostBlocks = 0x7fffffff;
-constexpr int64_t kMostShared = 99 * 1024;         // dynamic, of a block: sm_86 and sm_89 have no more
-constexpr int64_t kMostSharedUnasked = 48 * 1024;  // beyond it a kernel must be told
 
 // Why a GPU would not take this launch; null if it would.
 inline const char* why_not(const Geometry& g) {
-  const int64_t threads = int64_t(g.threads_x) * g.threads_y;
   if (g.blocks < 1 || g.blocks > kMostBlocks) return "more blocks than 2^31 - 1, or none";
-  if (g.threads_x < 1 || g.threads_y < 1 || threads > kMostThreads || threads % kWarp != 0)
+  if (g.threads < 1 || g.threads > kMostThreads || g.threads % kWarp != 0)
     return "a block must have 1 to 32 whole warps";
   if (g.cluster < 1 || g.cluster > kMostCluster || g.blocks % g.cluster != 0)
     return "clusters must be whole, of 1 to 8";
-  if (g.shared < 0 || g.shared > kMostShared) return "a block has 99 KiB of shared memory";
   return nullptr;
 }
 
-SEMIMATCH_FN int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr SEMIMATCH_FN int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The tiles of a batch of matrices, one after the other along the rows of a matrix, then down, then by matrix.
 struct Tiling {
@@ -64,7 +59,7 @@ inline Geometry items_geometry(int64_t items) { return {ceil_div(items, kItemThr
 constexpr int kColumnWarps = 16;
 SEMIMATCH_FN Tiling column_tiling(int64_t batch, int64_t cols) { return tiling(batch, 1, cols, 1, kWarp); }
 inline Geometry columns_geometry(int64_t batch, int64_t cols) {
-  return {column_tiling(batch, cols).tiles(), kWarp, kColumnWarps};
+  return {column_tiling(batch, cols).tiles(), kWarp * kColumnWarps};
 }
 
 // The rows [begin, end) of one warp of a block of `warps`.
@@ -79,7 +74,7 @@ SEMIMATCH_FN Range range_of(int64_t which, int64_t pieces, int64_t n) {
 // --- a result for each row: a warp a row ---
 constexpr int kRowWarps = 8;
 inline Geometry rows_geometry(int64_t batch, int64_t rows) {
-  return {ceil_div(batch * rows, kRowWarps), kWarp, kRowWarps};
+  return {ceil_div(batch * rows, kRowWarps), kWarp * kRowWarps};
 }
 
 // --- results for both from one read: a block has kTile rows and a run of tiles along them ---
@@ -120,6 +115,33 @@ SEMIMATCH_FN Tiling map_tiling(int64_t batch, int64_t rows, int64_t cols) {
 }
 inline Geometry map_geometry(int64_t batch, int64_t rows, int64_t cols) {
   return {map_tiling(batch, rows, cols).tiles(), kMapThreads};
+}
+
+// --- pseudo labels: parts as above, then 32 target cells a block; or all of it in one launch of clusters ---
+constexpr int kLabelThreads = kTileThreads;
+constexpr int kLabelWarps = kLabelThreads / kWarp;
+constexpr int kClusterCells = 1024;  // most cells of a side that a cluster takes: a grid of 32 x 32
+constexpr int kClusterRows = ceil_div(kClusterCells, kTile * kMostCluster) * kTile;  // most rows of one of its blocks
+
+SEMIMATCH_FN Tiling label_tiling(int64_t batch, int64_t targets) { return tiling(batch, 1, targets, 1, kWarp); }
+inline Geometry labels_geometry(int64_t batch, int64_t targets) {
+  return {label_tiling(batch, targets).tiles(), kLabelThreads};
+}
+
+// A cluster has one matrix, each of its blocks an equal share of the panels of rows.
+struct ClusterShares {
+  int blocks, rows;  // blocks of a cluster, rows of a block
+};
+SEMIMATCH_FN ClusterShares cluster_shares(int64_t rows) {
+  const int panels = static_cast<int>(ceil_div(rows, kTile));
+  int blocks = 1;
+  while (blocks < panels && blocks < kMostCluster) blocks *= 2;
+  return {blocks, static_cast<int>(ceil_div(panels, blocks)) * kTile};
+}
+inline bool fits_cluster(int64_t rows, int64_t cols) { return rows <= kClusterCells && cols <= kClusterCells; }
+inline Geometry cluster_geometry(int64_t batch, int64_t rows) {
+  const ClusterShares shares = cluster_shares(rows);
+  return {batch * shares.blocks, kLabelThreads, shares.blocks};
 }
 
 }  // namespace semimatch

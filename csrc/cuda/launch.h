@@ -51,18 +51,14 @@ void launch(const char* name, void (*kernel)(P...), const Geometry& g, cudaStrea
   STD_TORCH_CHECK(why == nullptr, "semimatch: launch of ", name, " with ", g.blocks, " blocks: ", why);
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(g.blocks));
-  config.blockDim = dim3(g.threads_x, g.threads_y);
-  config.dynamicSmemBytes = g.shared;
+  config.blockDim = dim3(g.threads);
   config.stream = stream;
   cudaLaunchAttribute cluster = {};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {static_cast<unsigned>(g.cluster), 1, 1};
   config.attrs = &cluster;
   config.numAttrs = g.cluster > 1 ? 1 : 0;
-  cudaError_t error = cudaSuccess;
-  if (g.shared > kMostSharedUnasked)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(g.shared));
-  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, P(args)...);
+  cudaError_t error = cudaLaunchKernelEx(&config, kernel, P(args)...);
   const cudaError_t last = cudaGetLastError();
   if (error == cudaSuccess) error = last;
   STD_TORCH_CHECK(error == cudaSuccess, "semimatch: launch of ", name, ": ", cudaGetErrorString(error));

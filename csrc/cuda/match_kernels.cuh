@@ -67,8 +67,9 @@ constexpr int kColumnBatch = 8;
 template <class T, class A>
 __global__ void __launch_bounds__(kWarp* kColumnWarps) match_columns(MatchJob<T, A> job) {
   const Tiling::Place at = column_tiling(job.batch, job.cols).place(blockIdx.x);
-  const int64_t b = at.b, col = at.col + threadIdx.x;
-  const int warp = threadIdx.y;
+  const int64_t b = at.b;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int64_t col = at.col + lane;
   const auto [begin, end] = range_of(warp, kColumnWarps, job.rows);
 
   Stats<A> s = no_stats<A>();
@@ -80,12 +81,12 @@ __global__ void __launch_bounds__(kWarp* kColumnWarps) match_columns(MatchJob<T,
   }
 
   SEMIMATCH_SHARED(parts, Stats<A>[kColumnWarps][kWarp]);
-  parts[warp][threadIdx.x] = s;
+  parts[warp][lane] = s;
   __syncthreads();
   for (int half = kColumnWarps / 2; half > 0; half /= 2) {
     if (warp < half) {
-      merge(s, parts[warp + half][threadIdx.x], job.scale);
-      parts[warp][threadIdx.x] = s;
+      merge(s, parts[warp + half][lane], job.scale);
+      parts[warp][lane] = s;
     }
     __syncthreads();
   }
@@ -125,9 +126,9 @@ __device__ __forceinline__ Stats<A> over_lanes(Stats<A> s, A scale) {
 
 template <class T, class A>
 __global__ void __launch_bounds__(kWarp* kRowWarps, kBlocksPerSm<A>) match_rows(MatchJob<T, A> job) {
-  const int64_t cell = int64_t(blockIdx.x) * kRowWarps + threadIdx.y;  // over batch and rows
+  const int64_t cell = int64_t(blockIdx.x) * kRowWarps + threadIdx.x / kWarp;  // over batch and rows
   if (cell >= job.batch * job.rows) return;                            // the whole warp
-  const int lane = threadIdx.x;
+  const int lane = threadIdx.x % kWarp;
   Stats<A> s = no_stats<A>();
   if (lane < job.cols) {
     Walk<A> walk(job.per_row.grid, lane, kWarp);

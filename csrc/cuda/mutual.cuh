@@ -16,15 +16,15 @@ struct Levels {
   int64_t sizes[kMostDims], strides[kMostDims];  // of the leading dimensions, the last first
   int64_t stride_row, stride_col;
 
-  SEMIMATCH_FN A at(int64_t b, int64_t row, int64_t col) const {
-    int64_t offset = row * stride_row + col * stride_col;
+  SEMIMATCH_FN Plane<T, A> plane(int64_t b) const {
+    int64_t offset = 0;
 #pragma unroll
     for (int d = 0; d < kMostDims; ++d) {
       if (d >= dims) break;
       offset += b % sizes[d] * strides[d];
       b /= sizes[d];
     }
-    return widen<A>(data[offset]);
+    return {data + offset, stride_row, stride_col};
   }
   SEMIMATCH_FN bool turned() const { return stride_row < stride_col; }
 };
@@ -60,7 +60,7 @@ struct MutualFilter {
 
   SEMIMATCH_FN A col_of(int64_t b, int64_t col) const { return col_by[b * cols + col]; }
   SEMIMATCH_FN A row_of(int64_t b, int64_t row) const { return row_by[b * rows + row]; }
-  SEMIMATCH_FN A load(int64_t b, int64_t row, int64_t col) const { return corr.at(b, row, col); }
+  SEMIMATCH_FN Plane<T, A> plane(int64_t b) const { return corr.plane(b); }
   SEMIMATCH_FN T value(A c, int64_t, int64_t, A col, A row) const { return narrow<T>(c * ratio_of<true>(c, row, col)); }
 };
 
@@ -73,11 +73,11 @@ __global__ void __launch_bounds__(kItemThreads)
                     const int64_t* row_index, const int64_t* col_index, A* row_by, A* col_by) {
   int64_t i = int64_t(blockIdx.x) * kItemThreads + threadIdx.x;
   if (i < batch * cols) {
-    col_by[i] = divisor.of(corr.at(i / cols, col_index[i], i % cols));
+    col_by[i] = divisor.of(corr.plane(i / cols).at(col_index[i], i % cols));
     return;
   }
   i -= batch * cols;
-  if (i < batch * rows) row_by[i] = divisor.of(corr.at(i / rows, i % rows, row_index[i]));
+  if (i < batch * rows) row_by[i] = divisor.of(corr.plane(i / rows).at(i % rows, row_index[i]));
 }
 
 // Minus the sum of entries, each divided by what its line is.
@@ -108,9 +108,17 @@ struct MutualProducts {
   Levels<T, A> corr, grad;
   int64_t rows, cols;
   const A *row_by, *col_by;
-  SEMIMATCH_FN A at(int64_t b, int64_t row, int64_t col) const {
-    const A c = corr.at(b, row, col);
-    return grad.at(b, row, col) * (c * ratio_of<true>(c, row_by[b * rows + row], col_by[b * cols + col]));
+
+  struct Products {
+    Plane<T, A> corr, grad;
+    const A *row_by, *col_by;
+    SEMIMATCH_FN A at(int64_t row, int64_t col) const {
+      const A c = corr.at(row, col);
+      return grad.at(row, col) * (c * ratio_of<true>(c, row_by[row], col_by[col]));
+    }
+  };
+  SEMIMATCH_FN Products plane(int64_t b) const {
+    return {corr.plane(b), grad.plane(b), row_by + b * rows, col_by + b * cols};
   }
   SEMIMATCH_FN bool turned() const { return corr.turned() && grad.turned(); }
 };
@@ -153,9 +161,11 @@ struct MutualGradient {
     const int64_t i = b * rows + row;
     return {row_by[i], row_term[i], row_index[i]};
   }
-  SEMIMATCH_FN Pair load(int64_t b, int64_t row, int64_t col) const {
-    return {corr.at(b, row, col), grad.at(b, row, col)};
-  }
+  struct Pairs {
+    Plane<T, A> corr, grad;
+    SEMIMATCH_FN Pair at(int64_t row, int64_t col) const { return {corr.at(row, col), grad.at(row, col)}; }
+  };
+  SEMIMATCH_FN Pairs plane(int64_t b) const { return {corr.plane(b), grad.plane(b)}; }
   SEMIMATCH_FN T value(Pair e, int64_t row, int64_t col, const Line& of_col, const Line& of_row) const {
     A sum = A(3) * e.g * ratio_of<true>(e.c, of_row.by, of_col.by);
     if (of_row.index == col) sum += of_row.term;

@@ -1,7 +1,8 @@
 // Kernels that reduce matrices along their columns, their rows, or both from one read, and one that maps them entry by
 // entry. An op supplies the entries, what is made of them, and what becomes of the results:
 //
-//   Source    at(b, row, col), the entry as a number of the accumulate type
+//   Source    plane(b), a matrix of the batch, with at(row, col), the entry as a number of the accumulate type;
+//             turned(): neighbouring rows are closer in memory than neighbouring columns
 //   Reducer   State; kPadding, an entry that adds nothing; none(); line(b, i), what entries of line i need;
 //             add<n>(State&, const A* c, valid, Run, line), entries with ascending indices; merge(State&, State)
 //
@@ -30,8 +31,9 @@ SEMIMATCH_FN T narrow(A value) {
 template <class A>
 constexpr int kBlocksPerSm = sizeof(A) == 8 ? 2 : 4;
 
-// Entries of a line that are on their way at a time.
-constexpr int kBatch = 8;
+// Entries of a line that are on their way at a time, as registers allow.
+template <class A>
+constexpr int kBatch = sizeof(A) == 8 ? 4 : 8;
 
 // Cells first, first + step, ...
 struct Run {
@@ -43,10 +45,16 @@ struct Run {
 // --- sources ---
 
 template <class T, class A>
+struct Plane {
+  const T* data;
+  int64_t stride_row, stride_col;
+  SEMIMATCH_FN A at(int64_t row, int64_t col) const { return widen<A>(data[row * stride_row + col * stride_col]); }
+};
+
+template <class T, class A>
 struct Entries {
   Matrices<T> m;
-  SEMIMATCH_FN A at(int64_t b, int64_t row, int64_t col) const { return widen<A>(*m.at(b, row, col)); }
-  // Neighbouring rows are closer in memory than neighbouring columns.
+  SEMIMATCH_FN Plane<T, A> plane(int64_t b) const { return {m.at(b, 0, 0), m.stride_row, m.stride_col}; }
   SEMIMATCH_FN bool turned() const { return m.stride_row < m.stride_col; }
 };
 
@@ -84,6 +92,25 @@ struct Masses {
   SEMIMATCH_FN void merge(State& s, State other) const { semimatch::merge(s, other, scale); }
 };
 
+template <class A>
+struct Sums {
+  struct State {
+    A sum;
+  };
+  struct Line {};
+  static constexpr A kPadding = 0;
+  SEMIMATCH_FN State none() const { return {A(0)}; }
+  SEMIMATCH_FN Line line(int64_t, int64_t) const { return {}; }
+  template <int n>
+  SEMIMATCH_FN void add(State& s, const A* c, int64_t, Run, Line) const {
+    A part = 0;
+#pragma unroll
+    for (int i = 0; i < n; ++i) part += c[i];
+    s.sum += part;
+  }
+  SEMIMATCH_FN void merge(State& s, State other) const { s.sum += other.sum; }
+};
+
 // --- one line ---
 
 template <class S>
@@ -102,21 +129,21 @@ __device__ __forceinline__ S from_lane(S s, int lane_or_delta, bool other_lane) 
 
 // The reduction over all rows of the column `col` of each lane, of which there are `lanes`; a thread with `wanted`
 // false, or with none, adds nothing. All threads of the block call it and get the results; `parts` may be used again.
-template <int kWarps, class Source, class R>
-__device__ __forceinline__ typename R::State reduce_column(const Source& source, const R& r, int64_t rows, int64_t b,
+template <int kWarps, class Plane, class R>
+__device__ __forceinline__ typename R::State reduce_column(const Plane& plane, const R& r, int64_t rows, int64_t b,
                                                            int64_t col, bool wanted,
                                                            typename R::State (&parts)[kWarps][kWarp]) {
-  using A = decltype(source.at(0, 0, 0));
-  const int warp = threadIdx.y, lane = threadIdx.x;
+  using A = decltype(plane.at(0, 0));
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const auto [begin, end] = range_of(warp, kWarps, rows);
   auto s = r.none();
   if (wanted) {
     const auto line = r.line(b, col);
-    for (int64_t row = begin; row < end; row += kBatch) {
-      A c[kBatch];
+    for (int64_t row = begin; row < end; row += kBatch<A>) {
+      A c[kBatch<A>];
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) c[i] = row + i < end ? source.at(b, row + i, col) : R::kPadding;
-      r.template add<kBatch>(s, c, end - row, {row, 1}, line);
+      for (int i = 0; i < kBatch<A>; ++i) c[i] = row + i < end ? plane.at(row + i, col) : R::kPadding;
+      r.template add<kBatch<A>>(s, c, end - row, {row, 1}, line);
     }
   }
   parts[warp][lane] = s;
@@ -134,18 +161,18 @@ __device__ __forceinline__ typename R::State reduce_column(const Source& source,
 }
 
 // The reduction over all columns of a row; all lanes of the warp call it and get the result.
-template <class Source, class R>
-__device__ __forceinline__ typename R::State reduce_row(const Source& source, const R& r, int64_t cols, int64_t b,
+template <class Plane, class R>
+__device__ __forceinline__ typename R::State reduce_row(const Plane& plane, const R& r, int64_t cols, int64_t b,
                                                         int64_t row) {
-  using A = decltype(source.at(0, 0, 0));
+  using A = decltype(plane.at(0, 0));
   const int lane = threadIdx.x % kWarp;
   auto s = r.none();
   const auto line = r.line(b, row);
-  for (int64_t col = lane; col < cols; col += kWarp * kBatch) {
-    A c[kBatch];
+  for (int64_t col = lane; col < cols; col += kWarp * kBatch<A>) {
+    A c[kBatch<A>];
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) c[i] = col + i * kWarp < cols ? source.at(b, row, col + i * kWarp) : R::kPadding;
-    r.template add<kBatch>(s, c, ceil_div(cols - col, kWarp), {col, kWarp}, line);
+    for (int i = 0; i < kBatch<A>; ++i) c[i] = col + i * kWarp < cols ? plane.at(row, col + i * kWarp) : R::kPadding;
+    r.template add<kBatch<A>>(s, c, ceil_div(cols - col, kWarp), {col, kWarp}, line);
   }
 #pragma unroll
   for (int delta = kWarp / 2; delta > 0; delta /= 2) r.merge(s, from_lane(s, delta, true));
@@ -154,41 +181,41 @@ __device__ __forceinline__ typename R::State reduce_row(const Source& source, co
 
 // --- a result for each column, or for each row ---
 // Job: source, batch, rows, cols; wanted(b, line); first, a Reducer; second(b, line, state of first), where kTwice says
-// that there is one, another Source and Reducer; finish(b, line, state, state of second).
+// that there is one, another plane and Reducer; finish(b, line, state, state of second).
 
 template <class Job>
 __global__ void __launch_bounds__(kWarp* kColumnWarps) reduce_columns(Job job) {
   const Tiling::Place at = column_tiling(job.batch, job.cols).place(blockIdx.x);
-  const int64_t b = at.b, col = at.col + threadIdx.x;
+  const int64_t b = at.b, col = at.col + threadIdx.x % kWarp;
   const bool exists = col < job.cols;
   const bool wanted = exists && job.wanted(b, col);
   SEMIMATCH_SHARED(parts, typename decltype(job.first)::State[kColumnWarps][kWarp]);
-  const auto s = reduce_column<kColumnWarps>(job.source, job.first, job.rows, b, col, wanted, parts);
+  const auto s = reduce_column<kColumnWarps>(job.source.plane(b), job.first, job.rows, b, col, wanted, parts);
   if constexpr (Job::kTwice) {
-    const auto [source, second] = job.second(b, col, s);
+    const auto [plane, second] = job.second(b, col, s);
     SEMIMATCH_SHARED(more, typename decltype(second)::State[kColumnWarps][kWarp]);
-    const auto again = reduce_column<kColumnWarps>(source, second, job.rows, b, col, wanted, more);
-    if (threadIdx.y == 0 && exists) job.finish(b, col, wanted, s, again);
+    const auto again = reduce_column<kColumnWarps>(plane, second, job.rows, b, col, wanted, more);
+    if (threadIdx.x < kWarp && exists) job.finish(b, col, wanted, s, again);
   } else {
-    if (threadIdx.y == 0 && exists) job.finish(b, col, wanted, s);
+    if (threadIdx.x < kWarp && exists) job.finish(b, col, wanted, s);
   }
 }
 
 template <class Job>
 __global__ void __launch_bounds__(kWarp* kRowWarps) reduce_rows(Job job) {
-  const int64_t cell = int64_t(blockIdx.x) * kRowWarps + threadIdx.y;  // over batch and rows
+  const int64_t cell = int64_t(blockIdx.x) * kRowWarps + threadIdx.x / kWarp;  // over batch and rows
   if (cell >= job.batch * job.rows) return;                            // the whole warp
   const int64_t b = cell / job.rows, row = cell % job.rows;
   const bool wanted = job.wanted(b, row);
   auto s = job.first.none();
-  if (wanted) s = reduce_row(job.source, job.first, job.cols, b, row);
+  if (wanted) s = reduce_row(job.source.plane(b), job.first, job.cols, b, row);
   if constexpr (Job::kTwice) {
-    const auto [source, second] = job.second(b, row, s);
+    const auto [plane, second] = job.second(b, row, s);
     auto again = second.none();
-    if (wanted) again = reduce_row(source, second, job.cols, b, row);
-    if (threadIdx.x == 0) job.finish(b, row, wanted, s, again);
+    if (wanted) again = reduce_row(plane, second, job.cols, b, row);
+    if (threadIdx.x % kWarp == 0) job.finish(b, row, wanted, s, again);
   } else {
-    if (threadIdx.x == 0) job.finish(b, row, wanted, s);
+    if (threadIdx.x % kWarp == 0) job.finish(b, row, wanted, s);
   }
 }
 
@@ -200,15 +227,14 @@ template <class A>
 using Tile = A[kTile][kTile + 1];  // one more: threads along a column of it meet no bank twice
 
 // Reads the tile that begins at (row0, col0), with `padding` outside the matrix; neighbouring threads read neighbours.
-template <class A, class Source>
-__device__ __forceinline__ void load_tile(Tile<A>& tile, const Source& source, int64_t rows, int64_t cols, int64_t b,
+template <class A, class Plane>
+__device__ __forceinline__ void load_tile(Tile<A>& tile, const Plane& plane, bool turned, int64_t rows, int64_t cols,
                                           int64_t row0, int64_t col0, A padding) {
-  const bool turned = source.turned();
   const int along = threadIdx.x % kTile, across = threadIdx.x / kTile;
-#pragma unroll 8
+#pragma unroll kBatch<A>
   for (int i = across; i < kTile; i += kShares) {
     const int r = turned ? along : i, c = turned ? i : along;
-    tile[r][c] = row0 + r < rows && col0 + c < cols ? source.at(b, row0 + r, col0 + c) : padding;
+    tile[r][c] = row0 + r < rows && col0 + c < cols ? plane.at(row0 + r, col0 + c) : padding;
   }
 }
 
@@ -217,11 +243,11 @@ template <class A, class R, class Line>
 __device__ __forceinline__ void add_share(const R& r, typename R::State& s, const A* from, int stride, int64_t first,
                                           int64_t n, const Line& line) {
 #pragma unroll 1
-  for (int i = 0; i < kTile / kShares; i += kBatch) {
-    A c[kBatch];
+  for (int i = 0; i < kTile / kShares; i += kBatch<A>) {
+    A c[kBatch<A>];
 #pragma unroll
-    for (int k = 0; k < kBatch; ++k) c[k] = from[(i + k) * stride];
-    r.template add<kBatch>(s, c, n - first - i, {first + i, 1}, line);
+    for (int k = 0; k < kBatch<A>; ++k) c[k] = from[(i + k) * stride];
+    r.template add<kBatch<A>>(s, c, n - first - i, {first + i, 1}, line);
   }
 }
 
@@ -244,12 +270,14 @@ __device__ __forceinline__ auto reduce_panel(const Job& job, Tile<typename Job::
                                              int64_t b, int64_t row0, int64_t first_tile, int64_t last_tile,
                                              const Store& store_col) {
   const int cell = threadIdx.x % kTile, share = threadIdx.x / kTile, first = share * (kTile / kShares);
+  const auto plane = job.source.plane(b);
+  const bool turned = job.source.turned();
   auto of_row = job.per_row.none();
   const int64_t row = row0 + cell < job.rows ? row0 + cell : job.rows - 1;
   const auto row_line = job.per_row.line(b, row);
   for (int64_t t = first_tile; t < last_tile; ++t) {
     const int64_t col0 = t * kTile;
-    load_tile(tile, job.source, job.rows, job.cols, b, row0, col0, decltype(Job::per_col)::kPadding);
+    load_tile(tile, plane, turned, job.rows, job.cols, row0, col0, decltype(Job::per_col)::kPadding);
     __syncthreads();
     add_share<typename Job::A>(job.per_row, of_row, &tile[cell][first], 1, col0 + first, job.cols, row_line);
     auto of_col = job.per_col.none();
@@ -321,8 +349,8 @@ void reduce_both(const char* name, const Job& job, const OnDevice& device, const
 }
 
 // --- entry by entry ---
-// Job: batch, rows, cols; col_of(b, col), row_of(b, row), what all entries of a line share; load(b, row, col) and
-// value(what was loaded, row, col, of the column, of the row); out, contiguous [batch, rows, cols].
+// Job: batch, rows, cols; plane(b) with at(row, col), what is read of an entry; col_of(b, col), row_of(b, row), what all
+// entries of a line share; value(entry, row, col, of the column, of the row); out, contiguous [batch, rows, cols].
 
 template <class Job>
 __global__ void __launch_bounds__(kMapThreads) map_entries(Job job) {
@@ -339,14 +367,15 @@ __global__ void __launch_bounds__(kMapThreads) map_entries(Job job) {
   __syncthreads();
   if (col >= job.cols) return;
   const auto of_col = col_states[mine];
+  const auto plane = job.plane(b);
   constexpr int kStep = kMapThreads / kMapCols, kAtATime = 4;
   const int rows = static_cast<int>(job.rows - row0 < kMapRows ? job.rows - row0 : kMapRows);
   auto* to = job.out + (b * job.rows + row0) * job.cols + col;
   for (int r = threadIdx.x / kMapCols; r < rows; r += kAtATime * kStep) {
-    decltype(job.load(0, 0, 0)) c[kAtATime];  // all loads before the first store, which might change what they read
+    decltype(plane.at(0, 0)) c[kAtATime];  // all loads before the first store, which might change what they read
 #pragma unroll
     for (int i = 0; i < kAtATime; ++i)
-      if (r + i * kStep < rows) c[i] = job.load(b, row0 + r + i * kStep, col);
+      if (r + i * kStep < rows) c[i] = plane.at(row0 + r + i * kStep, col);
 #pragma unroll
     for (int i = 0; i < kAtATime; ++i) {
       const int row = r + i * kStep;

@@ -76,8 +76,6 @@ void meet_block(const Place& place);
 void meet_cluster(const Place& place);
 // The next `bytes` of the block's shared memory.
 void* shared_array(size_t bytes, const Place& place);
-// The dynamic shared memory of the launch.
-void* dynamic_shared();
 // The place in block `rank` of the cluster that corresponds to `address` in this block's shared memory.
 void* shared_of_rank(void* address, int rank);
 [[noreturn]] void fail(const std::string& why);

@@ -54,7 +54,6 @@ std::vector<Block> blocks;  // of the cluster that runs
 std::vector<Fiber> fibers;
 std::vector<Fiber*> order;
 std::string error, kernel;
-size_t dynamic_bytes = 0;
 unsigned seed = 0;
 int arch = 90;
 
@@ -130,7 +129,7 @@ void run_cluster(int64_t first_block, int cluster, int threads) {
     block.warps.assign(threads / kWarp, {});
     for (int t = 0; t < threads; ++t) {
       Fiber& f = fibers[size_t(rank) * threads + t];
-      f.index = {t % block_size.x, t / block_size.x, 0};
+      f.index = {unsigned(t), 0, 0};
       f.lane = t % kWarp;
       f.warp = &block.warps[t / kWarp];
       f.block = &block;
@@ -203,8 +202,6 @@ void* shared_array(size_t bytes, const Place& place) {
   return at;
 }
 
-void* dynamic_shared() { return shared_array(dynamic_bytes, Place::current()); }
-
 void* shared_of_rank(void* address, int rank) {
   if (rank < 0 || rank >= cluster_size()) fail("the cluster has no block " + std::to_string(rank));
   return blocks[rank].shared + (static_cast<unsigned char*>(address) - self->block->shared);
@@ -214,14 +211,13 @@ void launch(const char* name, const semimatch::Geometry& g, const std::function<
   kernel = name;
   error.clear();
   body = &call;
-  block_size = dim3(g.threads_x, g.threads_y);
+  block_size = dim3(g.threads);
   grid_size = dim3(unsigned(g.blocks));
-  dynamic_bytes = g.shared;
   std::vector<int64_t> clusters(g.blocks / g.cluster);
   for (size_t i = 0; i < clusters.size(); ++i) clusters[i] = int64_t(i) * g.cluster;
   if (seed != 0) std::shuffle(clusters.begin(), clusters.end(), std::mt19937(seed));
   for (const int64_t first : clusters) {
-    run_cluster(first, g.cluster, g.threads_x * g.threads_y);
+    run_cluster(first, g.cluster, g.threads);
     if (!error.empty()) throw std::runtime_error("emulated kernel " + kernel + ": " + error);
   }
 }
