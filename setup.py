@@ -132,6 +132,14 @@ def texts(**values):
     return [f'-DSEMIMATCH_{name}="{value}"' for name, value in values.items()]
 
 
+def schemas(backend):
+    """The header with the schemas of the ops that a module implements, "name(arguments) -> results" a line: when the
+    binary is loaded they are compared with what the package then has."""
+    native = runpy.run_path(str(ROOT / "semimatch_kernels" / "schemas.py"))["NATIVE"][backend]
+    lines = " \\\n".join(f'  "{name}{schema}\\n"' for name, schema in native.items())
+    return f"#define SEMIMATCH_OP_SCHEMAS \\\n{lines}\n"
+
+
 class Ninja:
     """The commands that make a module, run by ninja: those whose sources, headers or options have changed."""
 
@@ -148,6 +156,15 @@ rule link
 
     def __init__(self, module):
         self.module, self.objects, self.text = module, [], self.RULES
+        self.folder = ROOT / "build" / "native" / sys.implementation.cache_tag / module
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def header(self, name, text):
+        """Writes a header that the sources include, if it has changed; returns the option that finds it."""
+        path = self.folder / name
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+        return f"-I{self.folder}"
 
     def step(self, rule, output, inputs, command):
         paths = [re.sub(r"([ :$])", r"$\1", str(path)) for path in [output, *inputs]]
@@ -164,8 +181,7 @@ rule link
         ninja = shutil.which("ninja") or shutil.which(Path(sys.executable).with_name("ninja"))
         if ninja is None:
             raise NotBuilt(f"ninja was not found; remedy: pip install ninja, {AGAIN}")
-        folder = ROOT / "build" / "native" / sys.implementation.cache_tag / self.module
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self.folder
         (folder / "build.ninja").write_text(self.text)
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         if subprocess.run([ninja, "-C", folder, *jobs]).returncode:
@@ -183,7 +199,8 @@ def build_cpp():
     common = [*cxx, *flags, python, f"-isystem{torch}/include", *(["-DSEMIMATCH_CPU_X86"] if sets else [])]
     ninja = Ninja("_C")
     # pybind11 comes with torch, whose copy cannot be included where TORCH_TARGET_VERSION is defined.
-    ninja.compile(CSRC / "module.cpp", *common, *texts(FLAGS=" ".join(flags), TORCH=version))
+    include = ninja.header("op_schemas.h", schemas("cpu"))
+    ninja.compile(CSRC / "module.cpp", *common, include, *texts(FLAGS=" ".join(flags), TORCH=version))
     common.append(TORCH_TARGET)
     for source in sorted((CSRC / "cpu").glob("*.cpp")):
         ninja.compile(source, *common)
@@ -207,7 +224,8 @@ def build_cuda():
     for source in sorted((CSRC / "cuda").glob("*.cu")):
         ninja.compile(source, nvcc, *flags, f"-isystem={torch}/include", TORCH_TARGET, "-DUSE_CUDA")
     info = texts(FLAGS=" ".join(flags), TORCH=version, NVCC=nvcc_version, CUDA_ARCHS=archs)
-    ninja.compile(CSRC / "cuda/build_info.cpp", nvcc, *flags, *info)
+    include = ninja.header("op_schemas.h", schemas("cuda"))
+    ninja.compile(CSRC / "cuda/build_info.cpp", nvcc, *flags, include, *info)
     # libtorch.so exists in every torch, and brings libtorch_cuda.so along in those that have it.
     torch_library = [f"-L{torch}/lib", "-Xlinker=--no-as-needed", "-ltorch"]
     return ninja.link(nvcc, "-shared", "-cudart=static", *torch_library)

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "cpu/dispatch.h"
-#include "schemas.h"
+#include "op_schemas.h"  // made by setup.py from semimatch_kernels/schemas.py
 
 namespace py = pybind11;
 
@@ -14,7 +14,7 @@ namespace {
 
 py::dict op_schemas() {
   py::dict ops;
-  std::istringstream lines(SEMIMATCH_CPU_SCHEMAS);
+  std::istringstream lines(SEMIMATCH_OP_SCHEMAS);
   for (std::string line; std::getline(lines, line);) {
     const size_t name = line.find('(');
     ops[py::str(line.substr(0, name))] = line.substr(name);

@@ -1,7 +1,7 @@
 """What PyTorch is told of each fused op: its schema, which arguments and results carry a gradient, who implements it.
 
-The only place where a schema is written. The C++ sources carry a copy of those they implement, compared at load, so
-that a stale binary is noticed.
+The only place where a schema is written. The build puts a copy of those that a native module implements into it,
+compared at load, so that a stale binary is noticed.
 """
 
 from __future__ import annotations

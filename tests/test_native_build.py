@@ -208,6 +208,7 @@ def build(folder: Path, **environment: str) -> subprocess.CompletedProcess:
             shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "csrc", folder / "csrc")
     (folder / "semimatch_kernels").mkdir()
+    shutil.copy(PACKAGE / "schemas.py", folder / "semimatch_kernels")
     inherited = {k: v for k, v in os.environ.items() if k not in ("SEMIMATCH_CUDA", "TORCH_CUDA_ARCH_LIST")}
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     return subprocess.run(command, cwd=folder, env={**inherited, **environment}, capture_output=True, text=True)

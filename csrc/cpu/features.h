@@ -84,7 +84,7 @@ class FeatureTiles {
   // Calls f(tile) for each tile, on torch's threads.
   template <class F>
   void forward(const F& f) const {
-    torch::stable::parallel_for(0, batch_ * per_batch_, 1, [&](int64_t begin, int64_t end) {
+    parallel(0, batch_ * per_batch_, [&](int64_t begin, int64_t end) {
       const Scratch memory(src_.cells, kColumns * sizeof(A)), columns(src_.channels, kColumns * sizeof(A));
       for (int64_t i = begin; i < end; ++i) {
         const Columns<A> tile = tile_at(i, memory.at(0));
@@ -105,7 +105,7 @@ class FeatureTiles {
     const Scratch entries(round, tile_bytes), goals(round, kColumns * channels_ * int64_t(sizeof(A)));
     for (int64_t from = 0; from < tiles; from += round) {
       const int64_t to = std::min(from + round, tiles);
-      torch::stable::parallel_for(from, to, 1, [&](int64_t begin, int64_t end) {
+      parallel(from, to, [&](int64_t begin, int64_t end) {
         const Scratch columns(src_.channels, kColumns * sizeof(A));
         for (int64_t i = begin; i < end; ++i) {
           const Columns<A> tile = tile_at(i, entries.at(i - from));

@@ -80,7 +80,7 @@ void for_columns(const Tensor& corr, const SoftArgmaxKernels<T>& kernels, const 
   const Matrices<T> from = {data_of<const T>(corr), corr.size(0),   corr.size(1),  corr.size(2),
                             corr.stride(0),         corr.stride(1), corr.stride(2)};
   const int64_t pieces = ceil_div(from.cols, kColumns);
-  torch::stable::parallel_for(0, from.batch * pieces, 1, [&](int64_t begin, int64_t end) {
+  parallel(0, from.batch * pieces, [&](int64_t begin, int64_t end) {
     const Scratch memory(from.rows, kColumns * sizeof(A));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i % pieces * kColumns, cells = std::min(kColumns, from.cols - first);

@@ -48,16 +48,17 @@ void want_huge_pages(T* memory, int64_t n) {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Calls f(begin, end) for parts of [0, n), on torch's threads.
+// Calls f(begin, end) for parts of [first, last), on torch's threads.
 template <class F>
-void parallel(int64_t n, const F& f) {
+void parallel(int64_t first, int64_t last, const F& f) {
 #ifdef __SANITIZE_THREAD__
   // The thread sanitizer does not see how torch's pool hands over work, and would take it for a race.
   std::vector<std::thread> threads;
-  for (int64_t i = 0; i < 4; ++i) threads.emplace_back([&f, n, i] { f(n * i / 4, n * (i + 1) / 4); });
+  const auto part = [&](int64_t i) { return first + (last - first) * i / 4; };
+  for (int64_t i = 0; i < 4; ++i) threads.emplace_back([&, i] { f(part(i), part(i + 1)); });
   for (std::thread& thread : threads) thread.join();
 #else
-  torch::stable::parallel_for(0, n, 1, f);
+  torch::stable::parallel_for(first, last, 1, f);
 #endif
 }
 
@@ -65,7 +66,7 @@ void parallel(int64_t n, const F& f) {
 template <class F>
 void for_pieces(int64_t batch, int64_t n, int64_t step, const F& f) {
   const int64_t pieces = ceil_div(n, step);
-  parallel(batch * pieces, [&](int64_t begin, int64_t end) {
+  parallel(0, batch * pieces, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i % pieces * step;
       f(i / pieces, first, std::min(first + step, n));

@@ -1,11 +1,11 @@
 // What semimatch_kernels._C_cuda was built from, for `ctypes`: that library is no Python module, so that one file
 // serves every Python version.
-#include "../schemas.h"
+#include "op_schemas.h"  // made by setup.py from semimatch_kernels/schemas.py
 
 #define SEMIMATCH_EXPORT extern "C" __attribute__((visibility("default")))
 
 // "name(arguments) -> results" a line.
-SEMIMATCH_EXPORT const char* semimatch_cuda_op_schemas() { return SEMIMATCH_CUDA_SCHEMAS; }
+SEMIMATCH_EXPORT const char* semimatch_cuda_op_schemas() { return SEMIMATCH_OP_SCHEMAS; }
 
 // "key: value" a line.
 SEMIMATCH_EXPORT const char* semimatch_cuda_build_info() {
