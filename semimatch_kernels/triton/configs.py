@@ -13,10 +13,12 @@ last bit.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
+
+from .table import FOUND
 
 #: Up to this many entries in a correlation its size class is "small" (short programs), else "large" (loops).
 SMALL_ENTRIES = 512 * 512
@@ -222,6 +224,18 @@ ARCHITECTURES: dict[int, Architecture] = {
     90: _shipped(90, multiprocessors=132, l2_bytes=50 << 20, reduced=256, parts=4, stages=4),
     100: _shipped(100, multiprocessors=148, l2_bytes=126 << 20, reduced=128, parts=2, stages=4),
 }
+
+
+def with_found(shipped: Architecture, found: dict[tuple, dict[str, int]]) -> Architecture:
+    """``shipped`` with the tiles of `table.FOUND` in their places."""
+    for (name, key), fields in found.items():
+        tiles = getattr(shipped, name)
+        new = replace(tiles, **fields) if key is None else {**tiles, key: replace(tiles[key], **fields)}
+        shipped = replace(shipped, **{name: new})
+    return shipped
+
+
+ARCHITECTURES = {c: with_found(shipped, FOUND.get(c, {})) for c, shipped in ARCHITECTURES.items()}
 
 #: Triton's interpreter takes about the same time for a tile of any size, so few and large ones; the other
 #: numbers make small inputs take every path.
