@@ -21,6 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import aot_sides
+
 from semimatch_kernels.triton import configs
 
 ITEMSIZE = {"fp32": 4, "bf16": 2}
@@ -33,8 +35,18 @@ HALF = "fp16"
 TENSOR_CORES = {"mma.sync": "HMMA", "wgmma.mma": "HGMMA", "tcgen05.mma": "UTCHMMA"}
 
 #: Arguments that are sizes, which are multiples of 16 in some variants.
-SIZES = ("reduced", "kept", "rows", "columns", "channels", "cells", "terms", "all_cells", "here", "entries")
-SIZES += ("sources", "targets", "longest")
+SIZES = (
+    "reduced", "kept", "rows", "columns", "channels", "cells", "terms", "all_cells", "here", "entries",
+    "sources", "targets", "own_cells", "longest",
+)  # fmt: skip
+#: Arguments that are real numbers.
+REALS = (
+    "temperature", "scale", "eps", "sigma_scale", "window", "scale_x", "scale_y", "alpha1", "alpha2", "threshold",
+    "uncertainty",
+)  # fmt: skip
+
+#: Modules whose kernels are compiled without fused multiply-add.
+UNFUSED = ("consistency", "pseudo_labels")
 
 #: Bytes of shared memory that a block may use, by compute capability.
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
@@ -97,6 +109,7 @@ class Compiled:
     local: int  #: bytes of local memory of a thread
     shared: int  #: bytes of a block
     load_bytes: int  #: of the widest load of entries from global memory
+    fused: bool  #: whether the PTX has fused multiply-add
     products: str  #: the instruction of the tensor cores, a key of `TENSOR_CORES`; "" if there is none
 
 
@@ -153,6 +166,7 @@ def _cases(capability: int) -> Iterator[Case]:
     yield from _mutual(capability)
     yield from _from_features(capability)
     yield from _correlation(capability)
+    yield from (Case(*arguments) for arguments in aot_sides.compilations(capability, ITEMSIZE, VARIANTS[capability]))
     merge = arch.merge
     yield from case(
         "online_softmax.merge_partials_kernel", "fp32", (), merge.num_warps,
@@ -334,7 +348,9 @@ def argument_type(name: str, dtype: str) -> str:
         return f"*{dtype}"
     if name.endswith("mask_ptr"):
         return "*u8"
-    if name in ("labels_ptr", "count_ptr"):
+    if name == "valid_ptr":
+        return "*i8"
+    if name in ("labels_ptr", "count_ptr", "cell_ptr"):
         return "*i64"
     if name.endswith(("partial_index_ptr", "side_index_ptr")):
         return "*i32"
@@ -342,7 +358,7 @@ def argument_type(name: str, dtype: str) -> str:
         return "*i64"
     if name.endswith("_ptr"):
         return "*fp32"
-    return "fp32" if name in ("temperature", "scale", "eps", "sigma_scale") else "i32"
+    return "fp32" if name in REALS else "i32"
 
 
 def absent(arguments: list[str], case: Case) -> list[str]:
@@ -358,6 +374,10 @@ def _absent(arguments: list[str], variant: str) -> list[str]:
     if variant == "split":
         ends = ("score_ptr", "entropy_ptr", "logsumexp_ptr")
         forward = ("filtered_grad_ptr", "row_sum_ptr", "column_sum_ptr")  # of a kernel that serves both
+        if "dual_grad_ptr" in arguments:  # its first pass
+            forward = ("grad_corr_ptr",)
+        if "source_best_ptr" in arguments:  # nothing but what has to be there
+            forward = [n for n in arguments if n.startswith(("source_", "target_box", "cell", "valid")) and "_ptr" in n]
         return [n for n in arguments if (n.startswith("grad_") and n.endswith(ends)) or n in forward]
     names = ("kept_mask_ptr", "reduced_mask_ptr", "gain_ptr")
     if "splits" in arguments:
@@ -377,8 +397,10 @@ def compile_case(case: Case) -> Compiled:
     module, _, name = case.kernel.partition(".")
     kernel = getattr(importlib.import_module(f"semimatch_kernels.triton.{module}"), name)
     dots = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
-    constants = {"ACC": tl.float32, **dict(case.constants)}
+    constants = dict(case.constants)
     constants.update((stride, 1) for stride in case.contiguous if stride in kernel.arg_names)
+    if "ACC" in kernel.arg_names:
+        constants["ACC"] = tl.float32
     if "DOT" in kernel.arg_names:
         constants["DOT"] = dots[case.dtype]
     constants.update(dict.fromkeys(absent(kernel.arg_names, case)))
@@ -405,7 +427,9 @@ def compile_case(case: Case) -> Compiled:
     compiled = triton.compile(
         ASTSource(kernel, signature, values, attributes),
         target=GPUTarget("cuda", case.capability, 32),
-        options=options(case.num_warps) | ({"num_stages": case.num_stages} if case.num_stages else {}),
+        options=options(case.num_warps)
+        | ({"num_stages": case.num_stages} if case.num_stages else {})
+        | ({"enable_fp_fusion": False} if module in UNFUSED else {}),
     )
     return inspect_code(case, compiled.asm["ptx"], compiled.asm["cubin"], compiled.metadata.shared)
 
@@ -438,6 +462,7 @@ def inspect_code(case: Case, ptx: str, cubin: bytes, shared: int) -> Compiled:
         local=found["LOCAL"],
         shared=shared,
         load_bytes=max(widths, default=0),
+        fused="fma." in ptx,
         products=products,
     )
 

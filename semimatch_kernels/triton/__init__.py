@@ -12,7 +12,7 @@ match_features.py  `match_features`: kernels and launchers
 contrastive.py, contrastive_features.py, loss.py   the contrastive losses, and the rules that they share
 mutual.py          `mutual_filter`: kernels and launchers
 statistics.py      both sides of a correlation from one read, by tiles: what `dual_softmax` and `pseudo_labels` share
-window.py, best_cell.py   `soft_argmax` with a window: kernels and launchers
+window.py, window_features.py, best_cell.py   `soft_argmax` with a window: kernels and launchers
 dual.py            `dual_softmax`: kernels and launchers
 consistency.py, pseudo_labels.py   the forward-backward check, and the pseudo labels that it is part of
 online_softmax.py  the state that the forward kernels share, its merge rule, the second-stage kernel
@@ -40,6 +40,7 @@ _MODULES = {
     "masked_contrastive_loss_features": "contrastive_features",
     "mutual_filter": "mutual",
     "soft_argmax": "window",
+    "soft_argmax_features": "window_features",
     "dual_softmax": "dual",
     "forward_backward_mask": "consistency",
     "pseudo_labels": "pseudo_labels",
