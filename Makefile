@@ -1,9 +1,11 @@
-# One command each; every target sets up .venv first, which costs well under a second when nothing has changed.
+# One command each; every target but gpu-check sets up .venv first: well under a second when nothing has changed.
 # PYTHON=python3.12 picks the interpreter, VENV=folder another environment, ARGS="-k match -x" goes to pytest
 # (in place of its default, all tests on up to 8 processes).
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?= --numprocesses auto --maxprocesses 8
+BENCH_ARGS ?=
+GPU_ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
@@ -31,7 +33,7 @@ build-matrix: setup  ## build, install, try and uninstall with another torch and
 bench: setup  ## every op against eager, torch.compile and peers, on this machine; a few minutes in which nothing else may run
 	@$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 
-gpu-check:  ## on a GPU machine without network: build, tests on CUDA, sanitizer, benchmarks; under 8 minutes, in $(PYTHON) as it is
+gpu-check:  ## on a GPU machine, no network needed: build, tests on CUDA, sanitizer, benchmarks; under 8 minutes
 	@$(PYTHON) -m benchmarks.gpu_check $(GPU_ARGS)
 
 lint: setup  ## ruff check, ruff format and clang-format over all tracked files (changes them)

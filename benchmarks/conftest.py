@@ -15,9 +15,9 @@ def pytest_addoption(parser):
     group.addoption("--budget", type=float, default=float("inf"), help="seconds after which no other group is begun")
     group.addoption(
         "--compile",
-        choices=["none", "default", "max"],
-        default="default",
-        help="torch.compile as a peer; max: with max-autotune everywhere, else on a GPU where the project has a goal",
+        choices=["none", "default", "goals", "max"],
+        default="goals",
+        help="torch.compile as a peer; with max-autotune too, on a GPU where the project has a goal, or everywhere",
     )
 
 

@@ -108,7 +108,8 @@ def steps(missing: list[str], capability: str, target: Path) -> list[Step]:
         command = [sanitizer or "compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
         selection = [python, "-m", "pytest", "-q", "-p", "no:xdist", "-x", "tests/test_gpu.py", "-k", "sanitized"]
         found.append(Step(tool, command + selection, 60, env, none))
-    found.append(Step("benchmarks", run.command(target), 600))
+    # Without max-autotune: minutes for one group of products.
+    found.append(Step("benchmarks", run.command(target, "--seconds=0.05", "--compile=default"), 600))
     found.append(Step("report", [python, "-m", "benchmarks.report", str(target)], RESERVE))
     return found
 
@@ -116,8 +117,9 @@ def steps(missing: list[str], capability: str, target: Path) -> list[Step]:
 def execute(step: Step, limit: float, log: Path) -> int | None:
     """Exit status of a step whose output goes to ``log``; None where it ran past ``limit`` seconds, and was ended with
     all that it had started."""
-    path = os.pathsep.join(filter(None, (str(SITE), os.environ.get("PYTHONPATH"))))
-    environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"} | step.env
+    environment = dict(os.environ) | {"PYTHONUNBUFFERED": "1"} | step.env
+    for name, folder in (("PYTHONPATH", SITE), ("PATH", SITE / "bin")):
+        environment[name] = os.pathsep.join(filter(None, (str(folder), environment.get(name))))
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
             step.command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
@@ -126,9 +128,11 @@ def execute(step: Step, limit: float, log: Path) -> int | None:
         try:
             return process.wait(limit)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             return None
+        finally:  # interrupted, too
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def check(

@@ -46,7 +46,10 @@ def caches() -> dict[str, int]:
         return {"L2": torch.cuda.get_device_properties(0).L2_cache_size}
     found = {}
     for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        level, size = ((folder / name).read_text().strip() for name in ("level", "size"))
+        try:
+            level, size = ((folder / name).read_text().strip() for name in ("level", "size"))
+        except OSError:
+            continue
         if level in "23" and size.endswith("K"):
             found[f"L{level}"] = int(size[:-1]) * 1024
     return found

@@ -34,13 +34,16 @@ def backends_of(group: Group, device: torch.device) -> list[str]:
 
 
 def compile_modes(group: Group, device: torch.device, phase: str, asked: str) -> dict[str, str]:
-    """Name -> mode of the torch.compile peers. On the CPU, where each compilation takes seconds to a minute, one a
-    group: of its gradient where it has one."""
-    phases = group.phases if device.type == "cuda" else group.phases[1:] or group.phases
-    if asked == "none" or phase not in phases or (device.type == "cpu" and group.dtype_name != "fp32"):
+    """Name -> mode of the torch.compile peers. On the CPU, where a compilation takes ten seconds or more, one a group:
+    of its gradient where it has one; and of an op without a kernel of ours at one size only."""
+    if asked == "none":
         return {}
+    if device.type == "cpu":
+        at_this_size = group.shape.cells == 1024 or "cpu" in backends_of(group, device)
+        if group.dtype_name != "fp32" or not at_this_size or phase not in (group.phases[1:] or group.phases):
+            return {}
     modes = {"compile": "default"}
-    if asked == "max" or (device.type == "cuda" and group.goal):
+    if asked == "max" or (asked == "goals" and device.type == "cuda" and group.goal):
         modes["compile, max-autotune"] = "max-autotune-no-cudagraphs"  # the graphs are ours
     return modes
 

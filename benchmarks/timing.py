@@ -18,6 +18,8 @@ from torch import Tensor
 
 #: A round of one peer lasts this long at least, so that the clock and the gaps between replays do not count.
 LEAST_ROUND = 1e-3
+#: Calls of more than this bring their data to the caches themselves: one a round is enough.
+LONG = 2e-2
 #: Fewest rounds.
 ROUNDS = 5
 #: Calls of less than this are captured several times in one graph.
@@ -139,14 +141,16 @@ def _on_cpu(steps: dict[str, Callable[[], object]], seconds: float) -> dict[str,
     calls = {}
     for name, function in steps.items():
         function()  # warm up
-        calls[name] = max(1, int(LEAST_ROUND / max(wall(function, 1), 1e-9)))
+        once = wall(function, 1)
+        calls[name] = max(1 if once > LONG else 2, int(LEAST_ROUND / once))
     timings = {name: Timing() for name in steps}
     rounds = 0
     begin = time.perf_counter()
     while rounds < ROUNDS or (rounds < 200 and time.perf_counter() - begin < seconds * len(steps)):
         rounds += 1
         for name, function in steps.items():
-            function()  # untimed: its own caches and memory, not those of the peer before
+            if calls[name] > 1:
+                function()  # untimed: its own caches, not those of the peer before
             timings[name].add("warm", wall(function, calls[name]))
     return timings
 
