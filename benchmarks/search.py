@@ -25,7 +25,8 @@ from torch import Tensor
 import semimatch_kernels as smk
 from semimatch_kernels.triton import configs, table
 
-from .elsewhere import TEMPERATURE
+from .elsewhere import TEMPERATURE, side
+from .groups import DTYPES, precision
 from .measure import excess, results_and_gradients
 from .timing import interleaved, step, stream
 
@@ -69,7 +70,8 @@ def candidates(tile) -> list[dict[str, int]]:
 def name_of(place: Place) -> str:
     """ "forward[True,large,4]" """
     field, key = place
-    return field if key is None else f"{field}[{','.join(map(str, key))}]"
+    parts = key if isinstance(key, tuple) else (key,)
+    return field if key is None else f"{field}[{','.join(map(str, parts))}]"
 
 
 # --- what is run with it
@@ -77,44 +79,54 @@ def name_of(place: Place) -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """A function of one or two inputs of ``shape``, forward or with its backward."""
+    """A function of one or two inputs of ``shape``, forward or backward; ``dtype`` as in `groups.DTYPES`."""
 
     function: Callable[..., object]
     shapes: list[tuple[int, ...]]
-    dtype: torch.dtype
+    dtype: str
     phase: str
 
 
 def work(place: Place) -> Work | None:
     """What runs with the tile at ``place``; None where nothing is known, so that it is not searched."""
     field, key = place
-    narrow = torch.bfloat16
     if field in ("forward", "backward"):
         fast, size, itemsize = key
-        per = "source" if fast else "target"
-        return _matrix(per, 256 if size == "small" else 4096, torch.float32 if itemsize == 4 else narrow, field)
+        return _match(size, "source" if fast else "target", "fp32" if itemsize == 4 else "bf16", field)
     if field in ("both_forward", "both_backward"):
-        return _matrix("both", 4096, torch.float32, field.removeprefix("both_"))
-    if field in ("from_features", "products"):
-        kind, size, itemsize = key if len(key) == 3 else ("slopes", *key)
-        side = {"small": 16, "large": 64, "even": 64, "odd": 63}[size]
-        shape = (10 if size == "small" else 4, 1024, side, side)
-        dtype, phase = torch.float32 if itemsize == 4 else narrow, "forward" if kind == "forward" else "backward"
-        return Work(lambda s, t: smk.match_features(s, t, s.shape[2:], TEMPERATURE, backend="triton"), [shape] * 2,
-                    dtype, phase)  # fmt: skip
+        return _match("large", "both", "fp32", field.removeprefix("both_"))
+    if field == "from_features":
+        kernel, size, itemsize = key
+        return _features(size, itemsize, "forward" if kernel == "forward" else "backward")
+    if field == "products":
+        return _features(*key, "backward")
     if field == "norms":
-        return Work(lambda s, t: smk.match_features(s, t, s.shape[2:], TEMPERATURE, backend="triton"),
-                    [(10, 1024, 16, 16)] * 2, narrow, "forward")  # fmt: skip
+        return _features("small", 2, "forward")
     if field == "mutual":
-        return Work(lambda c: smk.mutual_filter(c, backend="triton"), [(10, 256, 256)], torch.float32, "forward")
+        return Work(lambda c: smk.mutual_filter(c, backend="triton"), [_matrix("small")], "fp32", "forward")
+    if field == "sides":
+        return Work(lambda c: smk.dual_softmax(c, TEMPERATURE, backend="triton"), [_matrix(key)], "fp32", "forward")
     return None
 
 
-def _matrix(per: str, cells: int, dtype: torch.dtype, phase: str) -> Work:
-    grid = (math.isqrt(cells),) * 2
+def _matrix(size: str) -> tuple[int, int, int]:
+    return (10, 256, 256) if size == "small" else (8, 4096, 4096)
+
+
+def _match(size: str, per: str, dtype: str, phase: str) -> Work:
+    shape = _matrix(size)
+    grid = side(shape[1])
     grids = (grid, grid) if per == "both" else grid
-    shape = (10 if cells <= 256 else 8, cells, cells)
     return Work(lambda c: smk.match(c, grids, TEMPERATURE, per, backend="triton"), [shape], dtype, phase)
+
+
+def _features(size: str, itemsize: int, phase: str) -> Work:
+    edge = {"small": 16, "odd": 63}.get(size, 64)
+    shape = (10 if edge == 16 else 4, 1024, edge, edge)
+    # the ordinary tiles of float32 serve products in tf32
+    dtype = "bf16" if itemsize == 2 else "fp32" if size == "ieee" else "tf32"
+    grid = (edge, edge)
+    return Work(lambda s, t: smk.match_features(s, t, grid, TEMPERATURE, backend="triton"), [shape] * 2, dtype, phase)
 
 
 # --- the search
@@ -137,7 +149,7 @@ def improve(tile, measure: Callable[[list[dict[str, int]]], list[float]]) -> dic
 def on_gpu(place: Place, task: Work, capability: int, seconds: float) -> Callable[[list[dict[str, int]]], list[float]]:
     """`improve`'s measure: each change is put in its place, captured in a graph, and the graphs take turns."""
     torch.manual_seed(0)
-    inputs = [torch.randn(shape, device="cuda").mul_(0.3).to(task.dtype) for shape in task.shapes]
+    inputs = [torch.randn(shape, device="cuda").mul_(0.3).to(DTYPES[task.dtype]) for shape in task.shapes]
     shipped = configs.ARCHITECTURES[capability]
 
     def use(change: dict[str, int]) -> None:
@@ -156,7 +168,7 @@ def on_gpu(place: Place, task: Work, capability: int, seconds: float) -> Callabl
                 use(change)
                 try:
                     # The shipped tile passed the tests: what differs from it by more than rounding is wrong.
-                    if excess(run(), expected, expected, task.dtype, slack=4) is None:
+                    if excess(run(), expected, expected, DTYPES[task.dtype], slack=4) is None:
                         plain = step(task.function, inputs, len(inputs), task.phase)
                         steps[i] = lambda plain=plain, change=change: (use(change), plain())[1]
                 except Exception as error:  # out of shared memory or registers, or refused by the compiler
@@ -208,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.dry_run:
             print("  " + ", ".join(f"{k}={v}" for c in candidates(tile) for k, v in c.items()))
         else:
-            with stream():
+            with stream(), precision(task.dtype):
                 change = improve(tile, on_gpu(place, task, capability, options.seconds))
             print(f"  {change or 'stays'}")
             if change:
