@@ -315,14 +315,14 @@ def _correlation(capability: int) -> Iterator[Case]:
 
 
 def tuple_types(name: str, case: Case) -> tuple | None:
-    """Triton's type of an argument that is a tuple over the levels, "constexpr" for a stride of 1; None = it is none."""
+    """Triton's type of an argument that is a tuple over the levels, "constexpr" for a stride of 1; None = no tuple."""
     if name in ("src", "trg", "sides", "features", "own"):
         pointers, many = (f"*{case.dtype}",) * case.levels, case.levels
         of_axis = (("constexpr" if f"{name}_stride_{axis}" in case.contiguous else "i32",) * many for axis in "bcn")
         return (pointers, *of_axis)
     if name == "grads":
         return (f"*{case.dtype}",) * case.levels
-    of_level = name == "channels" and case.kernel.startswith(LEVELS) or (name, case.kernel) == ("cells", SQUARES)
+    of_level = (name == "channels" and case.kernel.startswith(LEVELS)) or (name, case.kernel) == ("cells", SQUARES)
     return ("i32",) * case.levels if of_level else None
 
 

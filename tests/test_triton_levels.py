@@ -79,7 +79,9 @@ def test_dtypes(dtype, out_dtype):
 
 
 @pytest.mark.parametrize("folded", [True, False], ids=["folded", "first"])
-@pytest.mark.parametrize(("normalize", "scale"), [("added", "none"), ("clamped", "channels"), ("none", "sqrt_channels")])
+@pytest.mark.parametrize(
+    ("normalize", "scale"), [("added", "none"), ("clamped", "channels"), ("none", "sqrt_channels")]
+)
 def test_norms_and_epilogues(monkeypatch, normalize, scale, folded):
     """With the norms taken from the tiles, and by a launch of their own."""
     from semimatch_kernels.triton import configs
@@ -157,7 +159,7 @@ def launched(monkeypatch):
 
 
 def test_seven_levels_are_one_launch_and_three_with_the_mutual_filter(launched, monkeypatch):
-    """Forward of both, and three launches for the gradient of the correlation; the norms of large grids are one more."""
+    """Forward of both, and three launches for the gradient of the correlation; norms of large grids are one more."""
     from semimatch_kernels.triton import configs
 
     sides = [[f.requires_grad_() for f in levels] for levels in _levels(torch.float32, 1, (6, 4), (2,) + (3,) * 6)]

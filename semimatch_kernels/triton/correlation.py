@@ -157,7 +157,7 @@ class Group:
         return self.sizes[1] * self.sizes[2] <= configs.SMALL_ENTRIES
 
     def tile(self, kind: str) -> configs.FeatureTile:
-        """The tile: "slopes" of a kernel that only stores what it has of an entry, "forward" of one that has sums too."""
+        """The tile: "slopes" of a kernel that only stores what it has of an entry, "forward" of one with sums too."""
         even = all(aligned(f) for f in (*self.src, *self.trg))
         size = ("small" if self.folded else "large") if even else "odd"
         return configs.architecture(self.src[0].device).from_features[kind, size, min(self.src[0].element_size(), 4)]
