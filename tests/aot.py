@@ -60,9 +60,11 @@ SQUARES = "levels.squares_kernel"
 FROM_FEATURES = {
     "forward": (
         "match_features.match_features_fwd_kernel", "contrastive_features.contrastive_features_fwd_kernel",
+        "window_features.best_features_kernel", "window_features.window_features_fwd_kernel",
     ),
     "slopes": (
         "match_features.match_features_slopes_kernel", "contrastive_features.contrastive_features_slopes_kernel",
+        "window_features.window_features_slopes_kernel",
     ),
 }
 
@@ -250,6 +252,10 @@ def _from_features(capability: int) -> Iterator[Case]:
             for precision, kernel in itertools.product(precisions(dtype, axis, size), FROM_FEATURES[kind]):
                 fixed = {"PRECISION": precision, "NARROW": True, **tile.constants}
                 smooth = {"SMOOTH": False} if "contrastive" in kernel else {}
+                if "window_features_" in kernel:
+                    if axis == "c" and capability != 90:
+                        continue  # to save time
+                    fixed |= {"GAUSSIAN": size != "odd", "EXCLUDE": size == "odd"}
                 yield from case(kernel, dtype, strides, tile, odd.get(size, False), **smooth, **fixed)
                 if smooth and size in ("odd", "ieee"):  # the tiles of smoothed labels too
                     yield from case(kernel, dtype, strides, tile, True, SMOOTH=True, **fixed)
@@ -348,6 +354,8 @@ def argument_type(name: str, dtype: str) -> str:
         return f"*{dtype}"
     if name.endswith("mask_ptr"):
         return "*u8"
+    if name == "part_index_ptr":
+        return "*i32"
     if name == "valid_ptr":
         return "*i8"
     if name in ("labels_ptr", "count_ptr", "cell_ptr"):

@@ -19,13 +19,14 @@ def compilations(capability: int, itemsizes: dict[str, int], variants: Sequence[
     for variant in variants:
         odd = variant == "odd"
         for dtype, itemsize in itemsizes.items():
-            for (reduced_fast, _, of), tile in arch.forward.items():
+            for (reduced_fast, size, of), tile in arch.forward.items():
                 if of != itemsize:
                     continue
                 stride = ("stride_r" if reduced_fast else "stride_k",)
                 sizes = {"REDUCED_FAST": reduced_fast, "BLOCK_R": tile.reduced, "BLOCK_K": tile.kept}
                 sizes["UNROLL"] = tile.unroll
-                yield case("best_cell.best_cell_kernel", dtype, variant, stride, tile.num_warps, **sizes)
+                if size == "large" and variant != "split":
+                    yield case("best_cell.best_cell_kernel", dtype, variant, stride, tile.num_warps, **sizes)
                 yield case(
                     "window.window_fwd_kernel", dtype, variant, stride, tile.num_warps, GAUSSIAN=not odd, **sizes
                 )  # fmt: skip
@@ -45,7 +46,9 @@ def compilations(capability: int, itemsizes: dict[str, int], variants: Sequence[
                     sizes = {"BLOCK_R": tile.cells, "BLOCK_C": tile.channels}
                     if side == "column":
                         sizes = {"BLOCK_R": tile.channels, "BLOCK_C": tile.cells}
-                    yield case("statistics.tile_statistics_kernel", dtype, variant, (stride,), tile.num_warps, **sizes)
+                    if variant != "split":
+                        kernel = "statistics.tile_statistics_kernel"
+                        yield case(kernel, dtype, variant, (stride,), tile.num_warps, **sizes)
                     if tile is not arch.sides["small"]:
                         continue
                     if variant != "split":
@@ -57,11 +60,16 @@ def compilations(capability: int, itemsizes: dict[str, int], variants: Sequence[
                     "window.square_fwd_kernel", dtype, variant, ("stride_k",), merge.num_warps,
                     BLOCK_R=merge.reduced, BLOCK_K=merge.kept,
                 )  # fmt: skip
-            for tile in arch.sides.values():
+            for tile in arch.sides.values() if odd else ():  # with eps, the only one that reads entries
                 yield case(
                     "pseudo_labels.labels_kernel", dtype, variant, ("stride_t",), 4,
-                    EPS=odd, BILINEAR=not odd, BLOCK_S=tile.cells, **blocks,
+                    EPS=True, BILINEAR=False, BLOCK_S=tile.cells, **blocks,
                 )  # fmt: skip
+        if not odd:
+            yield case(
+                "pseudo_labels.labels_kernel", "fp32", variant, ("stride_t",), 4, EPS=False, BILINEAR=True,
+                BLOCK_S=arch.sides["small"].cells, **blocks,
+            )  # fmt: skip
         if variant != "split":
             yield case("dual.merge_lines_kernel", "fp32", variant, (), merge.num_warps, **blocks)
             yield case(

@@ -78,14 +78,18 @@ def test_even_sizes_are_read_in_wide_loads(compiled):
     narrow = [
         f"{c['case']}: {c['load_bytes']} bytes"
         for c in compiled
-        if c["variant"] == "even" and any(name in c["case"] for name in kernels) and c["load_bytes"] < 8
+        if c["variant"] == "even"
+        and any(name in c["case"] for name in kernels)
+        and c["load_bytes"] < 8
+        and "EXCLUDE=1" not in c["case"]  # reads squares out of the rows
     ]
     assert not narrow, "\n".join(narrow)
 
 
 def test_the_consistency_check_is_rounded_step_by_step(compiled):
-    """As the reference rounds it: without fused multiply-add."""
-    found = [c for c in compiled if any(c["case"].startswith(f"{module}.") for module in aot.UNFUSED)]
+    """As the reference rounds it: without fused multiply-add. (That of `labels_kernel`, compiled with the same options,
+    stands beside logarithms, which have some.)"""
+    found = [c for c in compiled if c["case"].startswith("consistency.")]
     assert found and not [c["case"] for c in found if c["fused"]]
 
 
@@ -95,13 +99,16 @@ PRODUCTS = {80: "mma.sync", 90: "wgmma.mma", 100: "tcgen05.mma"}
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_products_run_on_the_tensor_cores(compiled, capability):
     """Every kernel that multiplies features, of all dtypes and layouts; but float32 with all of its digits."""
-    kernels = ("features_fwd", "features_slopes", "product_kernel")
+    kernels = ("features_fwd", "features_slopes", "best_features", "product_kernel")
     found = [c for c in compiled if c["capability"] == capability and any(name in c["case"] for name in kernels)]
     assert {c["case"].split()[0].partition(".")[2] for c in found} == {
         "match_features_fwd_kernel",
         "match_features_slopes_kernel",
         "contrastive_features_fwd_kernel",
         "contrastive_features_slopes_kernel",
+        "best_features_kernel",
+        "window_features_fwd_kernel",
+        "window_features_slopes_kernel",
         "product_kernel",
     }
     wrong = [

@@ -212,7 +212,10 @@ def _shipped(
         products=_products(capability, reduced, parts, stages),
         norms=NormTile(channels=32, cells=64),
         mutual=NormTile(channels=16, cells=128, num_warps=8),
-        sides={"small": NormTile(channels=64, cells=64), "large": NormTile(channels=64, cells=128, num_warps=8)},
+        sides={
+            "small": NormTile(channels=64, cells=64, num_warps=8),
+            "large": NormTile(channels=64, cells=128, num_warps=8),
+        },
         product_programs=2 * multiprocessors,
         scratch_bytes=l2_bytes // 2,
     )

@@ -235,7 +235,7 @@ def _windowed_match(
     """The five results of `match` for the windowed scores."""
     trg, sources = sides.kept, sides.reduced.shape[2]
     results = empty_results(trg, trg.shape[2])
-    tile = feature_tile("forward", trg, sides.reduced, crowded=True)
+    tile = feature_tile("forward", trg, sides.reduced)
     programs, splits, cells = _split(tile, trg, sources)
     partials = empty_partials(trg, splits, trg.shape[2]) if splits > 1 else (None, None)
     with on_device(trg):
@@ -269,7 +269,7 @@ def soft_argmax_features_backward(
     coords: Tensor, index: Tensor, grad_coords: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients by ``src`` and ``trg``, contiguous, in their dtype; ``grad_coords`` in any strides."""
-    tile = feature_tile("slopes", trg, src, crowded=True)
+    tile = feature_tile("slopes", trg, src)
     sides = Sides.of(trg, src, target_mask, source_mask, normalize, eps)
     gain, seen = None, ()
     if trg.numel():
