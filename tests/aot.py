@@ -229,7 +229,7 @@ def _from_features(capability: int) -> Iterator[Case]:
     ) -> Iterator[Case]:  # fmt: skip
         variants = ("odd",) if odd else VARIANTS[capability]
         for variant in variants:
-            if variant == "split" and "fwd" not in kernel and "slopes" not in kernel:
+            if variant == "split" and (not ("fwd" in kernel or "slopes" in kernel) or "window" in kernel):
                 continue  # the same as "even"
             if variant == "odd" and odd is False:
                 continue

@@ -25,7 +25,9 @@ def compilations(capability: int, itemsizes: dict[str, int], variants: Sequence[
                 stride = ("stride_r" if reduced_fast else "stride_k",)
                 sizes = {"REDUCED_FAST": reduced_fast, "BLOCK_R": tile.reduced, "BLOCK_K": tile.kept}
                 sizes["UNROLL"] = tile.unroll
-                if size == "large" and variant != "split":
+                if variant == "split":
+                    continue
+                if size == "large":
                     yield case("best_cell.best_cell_kernel", dtype, variant, stride, tile.num_warps, **sizes)
                 yield case(
                     "window.window_fwd_kernel", dtype, variant, stride, tile.num_warps, GAUSSIAN=not odd, **sizes
