@@ -62,16 +62,11 @@ def compilations(capability: int, itemsizes: dict[str, int], variants: Sequence[
                     "window.square_fwd_kernel", dtype, variant, ("stride_k",), merge.num_warps,
                     BLOCK_R=merge.reduced, BLOCK_K=merge.kept,
                 )  # fmt: skip
-            for tile in arch.sides.values() if odd else ():  # with eps, the only one that reads entries
+            if odd or dtype == "fp32":  # it reads entries with eps only
                 yield case(
-                    "pseudo_labels.labels_kernel", dtype, variant, ("stride_t",), 4,
-                    EPS=True, BILINEAR=False, BLOCK_S=tile.cells, **blocks,
+                    "pseudo_labels.labels_kernel", dtype, variant, ("stride_t",), 4, EPS=odd, BILINEAR=not odd,
+                    BLOCK_S=arch.sides["small"].cells, **blocks,
                 )  # fmt: skip
-        if not odd:
-            yield case(
-                "pseudo_labels.labels_kernel", "fp32", variant, ("stride_t",), 4, EPS=False, BILINEAR=True,
-                BLOCK_S=arch.sides["small"].cells, **blocks,
-            )  # fmt: skip
         if variant != "split":
             yield case("dual.merge_lines_kernel", "fp32", variant, (), merge.num_warps, **blocks)
             yield case(

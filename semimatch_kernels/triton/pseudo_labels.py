@@ -155,7 +155,8 @@ def pseudo_labels(
     rows, columns = tile_statistics(
         corr, temperature, ("best", "index") if forward_backward else (), ("best", "index", "total", "drift")
     )
-    tile, merge = configs.side_tile(corr), configs.architecture(corr.device).merge
+    arch = configs.architecture(corr.device)
+    merge = arch.merge
     valid = None if valid is None else valid.view(torch.int8)
     with on_device(corr):
         labels_kernel[(batch * triton.cdiv(targets, merge.kept),)](
@@ -167,6 +168,6 @@ def pseudo_labels(
             **scales(target_grid, source_grid), alpha1=alpha1, alpha2=alpha2, threshold=threshold,
             uncertainty=uncertainty, eps=entropy_eps, scale=scalars(temperature)["scale"],
             EPS=entropy_eps != 0, BILINEAR=sampling == "bilinear", ACC=kernel_dtype(corr),
-            BLOCK_PARTS=merge.reduced, BLOCK_S=tile.cells, BLOCK=merge.kept, **OPTIONS,
+            BLOCK_PARTS=merge.reduced, BLOCK_S=arch.sides["small"].cells, BLOCK=merge.kept, **OPTIONS,
         )  # fmt: skip
     return results
