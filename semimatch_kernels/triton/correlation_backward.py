@@ -120,7 +120,7 @@ def correlation_product_kernel(
     slopes_ptr += batch * slopes_stride_b + level.to(tl.int64) * slopes_stride_level
     acc = products(
         pointer + first_channel.to(tl.int64) * stride_c, slopes_ptr + first_cell.to(tl.int64) * slopes_stride_cell,
-        channel_ok, tl.arange(0, BLOCK_N) < cells - first_cell, terms,
+        None, channel_ok, tl.arange(0, BLOCK_N) < cells - first_cell, terms,
         stride_c, stride_n, slopes_stride_cell, slopes_stride_term,
         tl.zeros([BLOCK_C, BLOCK_N], ACC), DOT, PRECISION, NARROW, BLOCK_TERMS,
     )  # fmt: skip
