@@ -173,6 +173,7 @@ def test_peak_memory():
         return [torch.ones(size // 4).sum(), torch.ones(size // 4)]  # the first is gone when the second is made
 
     assert memory.peak(twice, CPU) == pytest.approx(size, rel=0.05)
+    assert memory.peak(lambda: torch.ones(9), CPU) < size // 8  # not what was before
     kept = torch.ones(size // 4)
     assert memory.peak(lambda: kept.sum(), CPU) < size // 8
 
