@@ -11,7 +11,7 @@ namespace {
 using Grid2 = std::vector<int64_t>;
 
 // index_own [batch, cells], index_other [batch, others]. A match that names no cell is not consistent.
-__global__ void __launch_bounds__(kItemThreads)
+__global__ void __launch_bounds__(kItemThreads, 1)
     forward_backward_cells(Consistency c, int64_t batch, int64_t cells, int64_t others, const int64_t* index_own,
                            const int64_t* index_other, bool* mask) {
   const int64_t i = int64_t(blockIdx.x) * kItemThreads + threadIdx.x;
@@ -29,8 +29,9 @@ Grid grid_of(const Grid2& grid, const Tensor& index, const char* name) {
 
 Tensor forward_backward_mask(Tensor index_own, Tensor index_other, Grid2 own, Grid2 other, double alpha1, double alpha2,
                              std::string sampling) {
-  const Consistency c = make_consistency(grid_of(own, index_own, "index_own"), grid_of(other, index_other, "index_other"),
-                                         alpha1, alpha2, sampling == "bilinear");
+  const Consistency c =
+      make_consistency(grid_of(own, index_own, "index_own"), grid_of(other, index_other, "index_other"), alpha1, alpha2,
+                       sampling == "bilinear");
   const int64_t batch = index_own.size(0), cells = index_own.size(1), others = index_other.size(1);
   STD_TORCH_CHECK(index_other.size(0) == batch, "semimatch: index_own and index_other must have one batch size");
   const Tensor mask = torch::stable::new_empty(index_own, {batch, cells}, ScalarType::Bool);

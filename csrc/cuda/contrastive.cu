@@ -77,8 +77,7 @@ void forward(const Arguments& a, const Tensor& loss, const Tensor& logsumexp, co
   Tensor losses = loss;
   if (reduced) losses = torch::stable::new_empty(logsumexp, {batch, cells});
   if (m.batch > 0) {
-    const Losses job = {{m},   m.batch,          m.rows,             m.cols, {goals.scale},
-                        goals, data_of<A>(losses), data_of<A>(logsumexp)};
+    const Losses job = {{m}, m.batch, m.rows, m.cols, {goals.scale}, goals, data_of<A>(losses), data_of<A>(logsumexp)};
     if constexpr (kPerRow) {
       launch("contrastive_rows", reduce_rows<Losses>, rows_geometry(m.batch, m.rows), device.stream(), job);
     } else {

@@ -23,7 +23,7 @@ struct Goals {
 };
 
 // The table of a Smoothing: one thread a distance.
-__global__ void __launch_bounds__(kItemThreads) smoothing_table(double* weights, int64_t n, double sigma) {
+__global__ void __launch_bounds__(kItemThreads, 1) smoothing_table(double* weights, int64_t n, double sigma) {
   const int64_t d = int64_t(blockIdx.x) * kItemThreads + threadIdx.x;
   if (d < n) weights[d] = exp(-(double(d) * double(d)) / (2 * sigma * sigma));
 }
@@ -73,7 +73,7 @@ struct ContrastiveLosses {
 constexpr int kTotalThreads = 1024;
 
 template <class A>
-__global__ void __launch_bounds__(kTotalThreads)
+__global__ void __launch_bounds__(kTotalThreads, 1)
     contrastive_total(Goals<A> goals, const A* losses, bool mean, A* sum, int64_t* count) {
   SEMIMATCH_SHARED(sums, double[kTotalThreads]);
   SEMIMATCH_SHARED(counts, int64_t[kTotalThreads]);

@@ -163,8 +163,8 @@ std::tuple<Tensor, Tensor, Tensor> dual_softmax(Tensor corr, double temperature,
     const Lines<A> lines = {memory.take<Line<A>>(batch * rows), memory.take<Line<A>>(batch * cols)};
     const Matrices<T> m = matrices_of<T>(corr, false);
     const A inverse_temperature = A(1 / temperature), scale = A(kLog2E / temperature);
-    const DualMasses<T> masses = {{m},   batch,           rows, cols, {scale}, {scale}, inverse_temperature,
-                                  lines, data_of<A>(source), data_of<A>(target)};
+    const DualMasses<T> masses = {
+        {m}, batch, rows, cols, {scale}, {scale}, inverse_temperature, lines, data_of<A>(source), data_of<A>(target)};
     reduce_both("dual_masses", masses, device, corr);
     const DualEntries<T> entries = {{m}, batch, rows, cols, inverse_temperature, log, lines, data_of<A>(p)};
     launch("dual_entries", map_entries<DualEntries<T>>, map_geometry(batch, rows, cols), device.stream(), entries);

@@ -121,7 +121,7 @@ inline Geometry map_geometry(int64_t batch, int64_t rows, int64_t cols) {
 constexpr int kLabelThreads = kTileThreads;
 constexpr int kLabelWarps = kLabelThreads / kWarp;
 constexpr int kClusterCells = 1024;  // most cells of a side that a cluster takes: a grid of 32 x 32
-constexpr int kClusterRows = ceil_div(kClusterCells, kTile * kMostCluster) * kTile;  // most rows of one of its blocks
+constexpr int kClusterRows = ceil_div(kClusterCells, kTile* kMostCluster) * kTile;  // most rows of one of its blocks
 
 SEMIMATCH_FN Tiling label_tiling(int64_t batch, int64_t targets) { return tiling(batch, 1, targets, 1, kWarp); }
 inline Geometry labels_geometry(int64_t batch, int64_t targets) {

@@ -127,7 +127,7 @@ __device__ __forceinline__ Stats<A> over_lanes(Stats<A> s, A scale) {
 template <class T, class A>
 __global__ void __launch_bounds__(kWarp* kRowWarps, kBlocksPerSm<A>) match_rows(MatchJob<T, A> job) {
   const int64_t cell = int64_t(blockIdx.x) * kRowWarps + threadIdx.x / kWarp;  // over batch and rows
-  if (cell >= job.batch * job.rows) return;                            // the whole warp
+  if (cell >= job.batch * job.rows) return;                                    // the whole warp
   const int lane = threadIdx.x % kWarp;
   Stats<A> s = no_stats<A>();
   if (lane < job.cols) {

@@ -68,7 +68,7 @@ struct MutualFilter {
 
 // What lines are divided by, from the indices of their largest entries: one thread a line, columns first.
 template <class T, class A>
-__global__ void __launch_bounds__(kItemThreads)
+__global__ void __launch_bounds__(kItemThreads, 1)
     mutual_divisors(Levels<T, A> corr, int64_t batch, int64_t rows, int64_t cols, Divisor<A> divisor,
                     const int64_t* row_index, const int64_t* col_index, A* row_by, A* col_by) {
   int64_t i = int64_t(blockIdx.x) * kItemThreads + threadIdx.x;

@@ -122,8 +122,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pseudo_labels(
   const ScalarType wide = accumulate_type(corr);
   const Outputs out = {empty(ScalarType::Long), empty(wide), empty(ScalarType::Bool), empty(wide), empty(wide)};
   const Consistency consistency = make_consistency(target, source, alpha1, alpha2, sampling == "bilinear");
-  const Arguments a = {corr,    source,  target,           temperature, threshold,   uncertainty, src_box,
-                       trg_box, forward_backward, consistency, entropy_eps, cell,        valid};
+  const Arguments a = {corr,    source,           target,      temperature, threshold, uncertainty, src_box,
+                       trg_box, forward_backward, consistency, entropy_eps, cell,      valid};
   if (corr.size(0) > 0)
     with_cuda_type(corr, [&](auto type) {
       using T = decltype(type);

@@ -198,7 +198,7 @@ using EntropyParts = typename EntropyReducer<Wide<T>>::State[kLabelWarps][kWarp]
 
 // The second launch.
 template <class T, bool kTargetRows, class OfCol, class OfRow>
-__global__ void __launch_bounds__(kLabelThreads)
+__global__ void __launch_bounds__(kLabelThreads, 1)
     pseudo_labels_from_parts(LabelJob<T, kTargetRows> job, OfCol of_col, OfRow of_row) {
   const Tiling::Place at = label_tiling(job.batch, job.targets()).place(blockIdx.x);
   SEMIMATCH_SHARED(parts, EntropyParts<T, kTargetRows>);
@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(kLabelThreads)
 
 // All in one: a cluster a matrix.
 template <class T, bool kTargetRows>
-__global__ void __launch_bounds__(kLabelThreads) pseudo_labels_in_cluster(LabelJob<T, kTargetRows> job) {
+__global__ void __launch_bounds__(kLabelThreads, 1) pseudo_labels_in_cluster(LabelJob<T, kTargetRows> job) {
   using Job = LabelJob<T, kTargetRows>;
   using ColReducer = decltype(Job::per_col);
   using ColState = typename ColReducer::State;

@@ -27,6 +27,9 @@ SEMIMATCH_FN T narrow(A value) {
   return static_cast<T>(value);
 }
 
+// Kernels ask for at least 1 block of theirs on a multiprocessor: left to itself, ptxas keeps registers free for more
+// by spilling what a thread needs at its end only.
+
 // Blocks of 256 threads that should fit on a multiprocessor: leaves 64 (double: 128) registers to a thread.
 template <class A>
 constexpr int kBlocksPerSm = sizeof(A) == 8 ? 2 : 4;
@@ -184,7 +187,7 @@ __device__ __forceinline__ typename R::State reduce_row(const Plane& plane, cons
 // that there is one, another plane and Reducer; finish(b, line, state, state of second).
 
 template <class Job>
-__global__ void __launch_bounds__(kWarp* kColumnWarps) reduce_columns(Job job) {
+__global__ void __launch_bounds__(kWarp* kColumnWarps, 1) reduce_columns(Job job) {
   const Tiling::Place at = column_tiling(job.batch, job.cols).place(blockIdx.x);
   const int64_t b = at.b, col = at.col + threadIdx.x % kWarp;
   const bool exists = col < job.cols;
@@ -202,9 +205,9 @@ __global__ void __launch_bounds__(kWarp* kColumnWarps) reduce_columns(Job job) {
 }
 
 template <class Job>
-__global__ void __launch_bounds__(kWarp* kRowWarps) reduce_rows(Job job) {
+__global__ void __launch_bounds__(kWarp* kRowWarps, 1) reduce_rows(Job job) {
   const int64_t cell = int64_t(blockIdx.x) * kRowWarps + threadIdx.x / kWarp;  // over batch and rows
-  if (cell >= job.batch * job.rows) return;                            // the whole warp
+  if (cell >= job.batch * job.rows) return;                                    // the whole warp
   const int64_t b = cell / job.rows, row = cell % job.rows;
   const bool wanted = job.wanted(b, row);
   auto s = job.first.none();
@@ -231,7 +234,7 @@ template <class A, class Plane>
 __device__ __forceinline__ void load_tile(Tile<A>& tile, const Plane& plane, bool turned, int64_t rows, int64_t cols,
                                           int64_t row0, int64_t col0, A padding) {
   const int along = threadIdx.x % kTile, across = threadIdx.x / kTile;
-#pragma unroll kBatch<A>
+#pragma unroll kBatch < A>
   for (int i = across; i < kTile; i += kShares) {
     const int r = turned ? along : i, c = turned ? i : along;
     tile[r][c] = row0 + r < rows && col0 + c < cols ? plane.at(row0 + r, col0 + c) : padding;
@@ -294,7 +297,7 @@ __device__ __forceinline__ auto reduce_panel(const Job& job, Tile<typename Job::
 
 // col_parts [batch, row panels, cols], row_parts [batch, runs, rows].
 template <class Job, class ColState, class RowState>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, 1)
     reduce_tiles(Job job, TileRuns runs, ColState* col_parts, RowState* row_parts) {
   const TileRuns::Place at = runs.place(blockIdx.x);
   SEMIMATCH_SHARED(tile, Tile<typename Job::A>);
@@ -318,7 +321,7 @@ SEMIMATCH_FN typename R::State merged(const R& r, const typename R::State* parts
 }
 
 template <class Job, class ColState, class RowState>
-__global__ void __launch_bounds__(kItemThreads)
+__global__ void __launch_bounds__(kItemThreads, 1)
     merge_tiles(Job job, TileRuns runs, const ColState* col_parts, const RowState* row_parts) {
   int64_t i = int64_t(blockIdx.x) * kItemThreads + threadIdx.x;
   if (i < job.batch * job.cols) {
@@ -349,11 +352,11 @@ void reduce_both(const char* name, const Job& job, const OnDevice& device, const
 }
 
 // --- entry by entry ---
-// Job: batch, rows, cols; plane(b) with at(row, col), what is read of an entry; col_of(b, col), row_of(b, row), what all
-// entries of a line share; value(entry, row, col, of the column, of the row); out, contiguous [batch, rows, cols].
+// Job: batch, rows, cols; plane(b) with at(row, col), what is read of an entry; col_of(b, col), row_of(b, row), what
+// all entries of a line share; value(entry, row, col, of the column, of the row); out, contiguous [batch, rows, cols].
 
 template <class Job>
-__global__ void __launch_bounds__(kMapThreads) map_entries(Job job) {
+__global__ void __launch_bounds__(kMapThreads, 1) map_entries(Job job) {
   const auto [b, row0, col0] = map_tiling(job.batch, job.rows, job.cols).place(blockIdx.x);
   SEMIMATCH_SHARED(row_states, decltype(job.row_of(0, 0))[kMapRows]);
   const int mine = threadIdx.x % kMapCols;

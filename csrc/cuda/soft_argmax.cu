@@ -13,15 +13,18 @@ namespace {
 
 using Grid2 = std::vector<int64_t>;
 
-// The window of a call, round the cell `best`.
+// The window of a call. Positions are taken from the best cell, in cells: near it, where the mass is, they are small,
+// and so are the errors of their sums.
 template <class A>
 struct Windowing {
   Window window;
   A width, scale;
   Grid grid;
-  SEMIMATCH_FN A weight(int cell, int best) const {
-    const int dx = cell % grid.width - best % grid.width, dy = cell / grid.width - best / grid.width;
-    return window_weight<A>(window, width, A(dx)) * window_weight<A>(window, width, A(dy));
+  SEMIMATCH_FN Position<A> from(int best, int cell) const {
+    return {A(cell % grid.width - best % grid.width), A(cell / grid.width - best / grid.width)};
+  }
+  SEMIMATCH_FN A weight(Position<A> p) const {
+    return window_weight<A>(window, width, p.x) * window_weight<A>(window, width, p.y);
   }
 };
 
@@ -40,13 +43,13 @@ struct MomentsReducer {
     A seen[n], top = s.top;
 #pragma unroll
     for (int i = 0; i < n; ++i) {
-      seen[i] = i < valid ? windowed(w.window, c[i], w.weight(int(run.index(i)), best_cell)) : kPadding;
+      seen[i] = i < valid ? windowed(w.window, c[i], w.weight(w.from(best_cell, int(run.index(i))))) : kPadding;
       top = seen[i] > top ? seen[i] : top;
     }
     State part = {top, A(0), A(0), A(0)};
 #pragma unroll
     for (int i = 0; i < n; ++i) {
-      const Position<A> at = position_of<A>(w.grid, int(run.index(i)));
+      const Position<A> at = w.from(best_cell, int(run.index(i)));
       const A e = Number<A>::exp2(exponent(seen[i], top, w.scale));
       part.mass += e;
       part.x += e * at.x;
@@ -83,8 +86,9 @@ struct SoftArgmax {
   }
   SEMIMATCH_FN void finish(int64_t b, int64_t cell, bool, Best<A> best, const Moments<A>& s) const {
     const int64_t i = b * cells + cell;
-    coords[2 * i] = coordinate(s.x, s.mass, w.grid.width);
-    coords[2 * i + 1] = coordinate(s.y, s.mass, w.grid.height);
+    const Position<A> at = position_of<A>(w.grid, int(best.index));
+    coords[2 * i] = coordinate(s.x + s.mass * at.x, s.mass, w.grid.width);
+    coords[2 * i + 1] = coordinate(s.y + s.mass * at.y, s.mass, w.grid.height);
     index[i] = best.index;
   }
 };
@@ -144,9 +148,9 @@ struct SoftArgmaxGradient {
     }
   }
   SEMIMATCH_FN T gradient(A c, int cell, const WindowSlope<A>& of) const {
-    const A weight = w.weight(cell, of.best);
+    const Position<A> at = w.from(of.best, cell);
+    const A weight = w.weight(at);
     const A e = Number<A>::exp2(exponent(windowed(w.window, c, weight), of.top, w.scale));
-    const Position<A> at = position_of<A>(w.grid, cell);
     const CoordsSlope<A>& s = of.slope;
     return narrow<T>(weight * e * (s.x * (at.x - s.mean_x) + s.y * (at.y - s.mean_y)));
   }
