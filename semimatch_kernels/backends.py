@@ -1,7 +1,8 @@
 """Which backend runs an op, and why the others cannot.
 
 `reference` (PyTorch, every op, every device), `cpu` (C++), `triton` and `cuda` (CUDA C++). ``backend="auto"`` takes the
-first that can run the inputs; a backend asked for by name runs or raises: it never falls back silently.
+one that was measured to be the fastest of those that can run the inputs (`measured`); a backend asked for by name runs
+or raises: it never falls back silently.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor
 
 from . import library, schemas
+from .measured import MEASURED
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 ENV = "SEMIMATCH_BACKEND"
 
 #: The public ops, and the fused op behind each (None: made of PyTorch's own ops).
-_BEHIND: dict[str, str | None] = {
+BEHIND: dict[str, str | None] = {
     "correlation": "correlation",
     "mutual_filter": "mutual_filter",
     "mutual_mask": None,
@@ -40,10 +42,10 @@ _BEHIND: dict[str, str | None] = {
 }
 
 #: The backends beside the reference that implement each.
-OPS: dict[str, tuple[str, ...]] = {name: () if op is None else schemas.OPS[op].backends for name, op in _BEHIND.items()}
+OPS: dict[str, tuple[str, ...]] = {name: () if op is None else schemas.OPS[op].backends for name, op in BEHIND.items()}
 
-# Order in which "auto" looks. Triton before CUDA: its kernels are checked value by value in the interpreter.
-_AUTO = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
+#: Order of "auto" for what was not measured. Triton before CUDA C++, as it needs no compiler where it runs.
+UNMEASURED = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 
 
 class BackendError(RuntimeError):
@@ -84,12 +86,17 @@ def reason_against(op: str, backend: str, device: str, dtype: torch.dtype | None
     return None
 
 
+def order(op: str, device: str) -> tuple[str, ...]:
+    """The backends that "auto" tries for ``op`` on a kind of device, the reference last at the latest."""
+    return tuple(MEASURED.get(device, {}).get(BEHIND[op], UNMEASURED.get(device, ())))
+
+
 def choose(op: str, backend: str | None, like: Tensor) -> str:
     """The backend that runs ``op`` on tensors like ``like``; raises `BackendError` if the one asked for cannot."""
     name = DEFAULT if backend is None else backend
     device = like.device.type
     if name == "auto":
-        for candidate in _AUTO.get(device, ()):
+        for candidate in order(op, device):
             if reason_against(op, candidate, device, like.dtype) is None:
                 return candidate
         return "reference"

@@ -1,5 +1,5 @@
-"""``python -m semimatch_kernels.info``: versions, devices, the native build, and op x backend with the reason for each
-no."""
+"""``python -m semimatch_kernels.info``: versions, devices, the native build, op x backend with the reason for each no,
+and what ``backend="auto"`` takes, with how many times faster than the reference that was measured to be."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import platform
 import torch
 
 from . import _native
-from .backends import BACKENDS, DEFAULT, OPS, backends
+from .backends import BACKENDS, BEHIND, DEFAULT, OPS, UNMEASURED, backends, order
+from .measured import MEASURED
 
 
 def versions() -> dict[str, str]:
@@ -30,8 +31,17 @@ def versions() -> dict[str, str]:
     }
 
 
+def automatic(op: str, device: str) -> str:
+    """What "auto" tries first on a kind of device, and how many times faster than the reference it was measured."""
+    first = next((name for name in order(op, device) if name in ("reference", *OPS[op])), "reference")
+    times = MEASURED.get(device, {}).get(BEHIND[op] or "", {})
+    if first == "reference":
+        return first
+    return f"{first}, {times['reference']:.1f}x" if "reference" in times else f"{first}, not measured"
+
+
 def table() -> str:
-    """The op x backend table, and below it each distinct reason for a "no"."""
+    """The op x backend table with what "auto" takes, and below it each distinct reason for a "no"."""
     reasons: dict[str, list[str]] = {}
     rows = []
     for op in OPS:
@@ -40,10 +50,12 @@ def table() -> str:
             cells.append("yes" if reason is None else "-")
             if reason is not None:
                 reasons.setdefault(f"{name}: {reason.replace(op + ' has', 'the op has')}", []).append(op)
-        rows.append((op, cells))
-    width = max(map(len, OPS)) + 2
-    lines = ["op".ljust(width) + "".join(name.ljust(11) for name in BACKENDS)]
-    lines += [op.ljust(width) + "".join(cell.ljust(11) for cell in cells) for op, cells in rows]
+        rows.append((op, cells + [automatic(op, device) for device in UNMEASURED]))
+    width, lines = max(map(len, OPS)) + 2, []
+    widths = [*(11 for _ in BACKENDS), *(22 for _ in UNMEASURED)]
+    headings = [*BACKENDS, *(f"auto on {device}" for device in UNMEASURED)]
+    for name, cells in [("op", headings), *rows]:
+        lines.append(name.ljust(width) + "".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip())
     lines += ["", "why not:"]
     lines += [
         f"  {reason}  [{'all ops' if len(ops) == len(OPS) else ', '.join(ops)}]" for reason, ops in reasons.items()

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import semimatch_kernels as smk
-from semimatch_kernels import info, library
-from semimatch_kernels.backends import BACKENDS, OPS, choose
+from semimatch_kernels import info, library, schemas
+from semimatch_kernels.backends import BACKENDS, OPS, UNMEASURED, choose, order
+from semimatch_kernels.measured import MEASURED
 
 
 def test_every_public_function_takes_a_backend_and_every_op_is_listed():
@@ -51,6 +52,22 @@ def test_auto_prefers_the_compiled_kernels(monkeypatch):
     assert choose("match", "auto", corr) == "reference"
 
 
+def test_auto_follows_what_was_measured(monkeypatch):
+    corr = torch.zeros(1, 4, 4)
+    monkeypatch.setattr("semimatch_kernels.backends.MEASURED", {"cpu": {"match": {"reference": 1.0, "cpu": 2.0}}})
+    assert choose("match", "auto", corr) == choose("softmax_entropy", "auto", corr) == "reference"
+    monkeypatch.setattr("semimatch_kernels.backends.MEASURED", {"cpu": {"match": {"triton": 1.0, "reference": 2.0}}})
+    assert choose("match", "auto", corr) == ("triton" if library.TRITON_INTERPRET else "reference")
+    assert order("match", "cuda") == ("triton", "cuda") and order("mutual_mask", "cpu") == ("cpu",)
+
+
+def test_what_was_measured_is_of_the_ops_and_backends_that_there_are():
+    for device, ops in MEASURED.items():
+        for op, times in ops.items():
+            assert device in UNMEASURED and set(times) <= {"reference", *schemas.OPS[op].backends}
+            assert list(times.values()) == sorted(times.values()) and min(times.values()) >= 1
+
+
 @pytest.mark.parametrize(
     ("value", "expected"), [("reference", "reference\n"), ("numpy", "SEMIMATCH_BACKEND: expected auto")]
 )
@@ -70,4 +87,4 @@ def test_info_reports_every_op_and_backend(capsys):
     text = capsys.readouterr().out
     for op in OPS:
         assert op in text
-    assert "why not:" in text and "torch" in text
+    assert "why not:" in text and "torch" in text and "auto on cuda" in text
