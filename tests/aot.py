@@ -195,7 +195,7 @@ def _from_correlation(capability: int) -> Iterator[Case]:
                         fixed = (*constants.items(), ("SMOOTH", smooth))
                         kernel = f"contrastive.contrastive_{name}_kernel"
                         yield Case(kernel, dtype, capability, variant, strides, tile.num_warps, fixed)
-        yield Case("loss.goal_totals_kernel", dtype, capability, "even", (), 4, (("BLOCK_K", arch.merge.kept),))
+        yield Case("loss.goal_norms_kernel", dtype, capability, "even", (), 4, (("BLOCK_K", arch.merge.kept),))
         for variant in VARIANTS[capability]:
             sizes = {"BLOCK_PARTS": arch.merge.reduced, "BLOCK_K": arch.merge.kept, "SMOOTH": variant == "odd"}
             yield Case("loss.merge_losses_kernel", dtype, capability, variant, (), 4, tuple(sizes.items()))
@@ -372,7 +372,7 @@ def argument_type(name: str, dtype: str) -> str:
 def absent(arguments: list[str], case: Case) -> list[str]:
     """The pointers of a kernel that are None in a case."""
     fixed = dict(case.constants)
-    without = [] if fixed.get("SMOOTH", True) else ["totals_ptr"]
+    without = [] if fixed.get("SMOOTH", True) else ["norms_ptr"]
     if not fixed.get("ACCUMULATE", True):  # without a mask; the other with
         without.append("there_ptr")
     return [name for name in arguments if name in without] + _absent(arguments, case.variant)

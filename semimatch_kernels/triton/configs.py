@@ -174,7 +174,7 @@ def _from_features(capability: int, reduced: int, parts: int, stages: int) -> di
         ("large", 2): large,
         ("odd", 4): FeatureTile(kept=64, reduced=64, channels=32, num_warps=8, num_stages=2, min_cells=256),
         ("odd", 2): FeatureTile(kept=64, reduced=64, channels=64, num_warps=8, num_stages=2, min_cells=256),
-        ("ieee", 4): FeatureTile(kept=64, reduced=64, channels=16, num_warps=8, num_stages=3, min_cells=64),
+        ("ieee", 4): FeatureTile(kept=64, reduced=64, channels=8, num_warps=8, num_stages=3, min_cells=64),
     }
     table = {(kernel, *key): tile for kernel in ("forward", "slopes") for key, tile in tiles.items()}
     if capability == 80:  # operands go through registers: less of everything
@@ -193,7 +193,7 @@ def _products(capability: int, cells: int, parts: int, stages: int) -> dict[tupl
         ("even", 2): ProductTile(channels=128, cells=cells, terms=64, num_warps=8, num_stages=stages, parts=parts),
         ("odd", 4): ProductTile(channels=64, cells=64, terms=32, num_warps=8, num_stages=2),
         ("odd", 2): ProductTile(channels=64, cells=64, terms=64, num_warps=8, num_stages=2),
-        ("ieee", 4): ProductTile(channels=128, cells=64, terms=16, num_warps=8, num_stages=3),
+        ("ieee", 4): ProductTile(channels=64, cells=64, terms=8, num_warps=8, num_stages=3),
     }
 
 

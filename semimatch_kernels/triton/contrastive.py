@@ -18,7 +18,7 @@ from .loss import (
     LOSS_FLOATS,
     finish_loss,
     gather_goal,
-    goal_totals_kernel,
+    goal_norms_kernel,
     goal_weight,
     load_labels,
     load_slope,
@@ -102,7 +102,7 @@ def contrastive_bwd_kernel(
     labels_ptr, mask_ptr, weight_ptr, logsumexp_ptr,  # [B, kept]; mask and weight may be None
     count_ptr,  # one number, or None unless the loss is a mean
     grad_ptr,  # [B, kept] in any strides
-    totals_ptr,  # [B, kept] of `goal_totals_kernel`, None unless SMOOTH
+    norms_ptr,  # [B, kept] of `goal_norms_kernel`, None unless SMOOTH
     grad_corr_ptr,  # [B, reduced, kept], contiguous in corr's order of the two sides
     reduced, kept, stride_b, stride_r, stride_k, grad_stride_r, grad_stride_k, grad_b, grad_k,
     width, height, rx, ry, cells_per_program, sigma_scale, temperature, scale,
@@ -126,10 +126,10 @@ def contrastive_bwd_kernel(
     if SMOOTH:
         label_row = label // width
         label_column = label - label_row * width
-        inverse = 1.0 / tl.load(totals_ptr + batch * kept + cell, mask=cell < kept, other=1.0)
+        norm = tl.load(norms_ptr + batch * kept + cell, mask=cell < kept, other=1.0)
         label_row = tl.expand_dims(label_row, AXIS)
         label_column = tl.expand_dims(label_column, AXIS)
-        inverse = tl.expand_dims(inverse, AXIS)
+        norm = tl.expand_dims(norm, AXIS)
     k = tl.expand_dims(cell, AXIS)
     label = tl.expand_dims(label, AXIS)
     keep = tl.expand_dims(keep, AXIS)
@@ -146,7 +146,7 @@ def contrastive_bwd_kernel(
         if SMOOTH:
             row = r // width
             weight = goal_weight(r - row * width - label_column, row - label_row, rx, ry, sigma_scale, ACC)
-            p -= tl.where(c == float("-inf"), 0.0, weight * inverse)
+            p -= tl.where(c == float("-inf"), 0.0, weight * norm)
         else:
             p -= tl.where(r == label, 1.0, 0.0)
         tl.store(grad_pointer, tl.where(keep, p * factor, 0.0), mask=ok)
@@ -190,22 +190,22 @@ def upstream(grad: Tensor, count: Tensor, reduction: str) -> tuple[Tensor | None
     return count if reduction == "mean" else None, grad, strides  # type: ignore[return-value]
 
 
-def goal_totals(
+def goal_norms(
     like: Tensor, excluded: Tensor, cells: int, strides: tuple[int, ...], labels: Tensor, window: dict, smooth: dict
 ) -> Tensor:  # fmt: skip
-    """Sums [B,kept] of the weights of smoothed goals over the entries that are not -inf in ``excluded``
+    """One over the sums [B,kept] of the weights of smoothed goals over the entries that are not -inf in ``excluded``
     [B,cells,kept]."""
     batch, kept = labels.shape
     tile = configs.architecture(like.device).merge
-    totals = torch.empty(labels.shape, dtype=accumulate_dtype(like.dtype), device=like.device)
+    norms = torch.empty(labels.shape, dtype=accumulate_dtype(like.dtype), device=like.device)
     if labels.numel():
         with on_device(like):
-            goal_totals_kernel[(batch * triton.cdiv(kept, tile.kept),)](
-                excluded, labels.contiguous(), totals, cells, kept, *strides, **window,
+            goal_norms_kernel[(batch * triton.cdiv(kept, tile.kept),)](
+                excluded, labels.contiguous(), norms, cells, kept, *strides, **window,
                 sigma_scale=smooth["sigma_scale"],
                 ACC=kernel_dtype(like), BLOCK_K=tile.kept, **options(tile.num_warps),
             )  # fmt: skip
-    return totals
+    return norms
 
 
 def merge(
@@ -267,10 +267,10 @@ def masked_contrastive_loss_backward(
     splits, cells = configs.split(programs, arch.programs, sources, tile.step, tile.min_cells)
     count_ptr, grad, grad_strides = upstream(grad, count, reduction)
     cellwise = per_cell(corr, labels, weight, mask)
-    totals = goal_totals(corr, corr, sources, corr.stride(), labels, window, smooth) if sigma else None
+    norms = goal_norms(corr, corr, sources, corr.stride(), labels, window, smooth) if sigma else None
     with on_device(corr):
         contrastive_bwd_kernel[(programs * splits,)](
-            corr, *cellwise, logsumexp.contiguous(), count_ptr, grad, totals, out,
+            corr, *cellwise, logsumexp.contiguous(), count_ptr, grad, norms, out,
             sources, targets, *corr.stride(), *out.stride()[1:], *grad_strides, cells_per_program=cells,
             **window, **smooth, **scalars(temperature), ACC=kernel_dtype(corr), REDUCED_FAST=reduced_fast,
             BLOCK_R=tile.reduced, BLOCK_K=tile.kept, **options(tile.num_warps),

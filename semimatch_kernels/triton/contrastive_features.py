@@ -8,12 +8,12 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
-from .contrastive import counted, goal_totals, merge, per_cell, reduced_loss, smoothing, upstream
+from .contrastive import counted, goal_norms, merge, per_cell, reduced_loss, smoothing, upstream
 from .features import Block, Sides, feature_tile, gradient, half_gain, precision
 from .launch import options, scalars
 from .loss import LOSS_FLOATS, absorb_columns, finish_loss, goal_weight, load_labels, load_slope
-from .online_softmax import divide
-from .tiles import column_parts, entries, factors, feature_products, offsets
+from .online_softmax import cell_xy, divide
+from .tiles import column_parts, entries, factors, feature_products, offsets, tile_xy
 
 
 @triton.jit(do_not_specialize=["width", "height", "rx", "ry", "splits"])
@@ -43,6 +43,7 @@ def contrastive_features_fwd_kernel(
     at = batch * kept + k
     label, keep, beyond = load_labels(labels_ptr, mask_ptr, at, ok, reduced)
     kept_factor = factors(kept_factor_ptr, batch * kept, k, kept, ACC)
+    label_x, label_y = cell_xy(label, width, height, ACC)
     best = tl.full([BLOCK_K], float("-inf"), ACC)
     total = tl.zeros([BLOCK_K], ACC)
     weighted = tl.zeros([BLOCK_K], ACC)
@@ -59,9 +60,9 @@ def contrastive_features_fwd_kernel(
             c = entries(parts[i], kept_factor, factors(reduced_factor_ptr, batch * reduced, r, reduced, ACC))
             best, total = absorb_columns(best, total, c, scale, 1)
             if SMOOTH:
-                row = label // width
-                dx = (r % width)[None, :] - (label - row * width)[:, None]
-                weight = goal_weight(dx, (r // width)[None, :] - row[:, None], rx, ry, sigma_scale, ACC)
+                x, y = tile_xy(first + i * (BLOCK_R // PARTS), width, height, BLOCK_R // PARTS, ACC)
+                dx, dy = (x[None, :] - label_x[:, None]) * 0.5, (y[None, :] - label_y[:, None]) * 0.5
+                weight = goal_weight(dx, dy, rx, ry, sigma_scale, ACC)
                 weight = tl.where(c == float("-inf"), 0.0, weight)
                 weights += tl.sum(weight, 1)
                 weighted += tl.sum(tl.where(weight == 0, 0.0, weight * c), 1)  # 0 * inf must not be formed
@@ -86,7 +87,7 @@ def contrastive_features_slopes_kernel(
     labels_ptr, weight_ptr, logsumexp_ptr,  # [B, kept]; the weight may be None
     count_ptr,  # one number, or None unless the loss is a mean
     loss_grad_ptr,  # [B, kept] in any strides
-    totals_ptr,  # [B, kept] of `loss.goal_totals_kernel`, None unless SMOOTH
+    norms_ptr,  # [B, kept] of `loss.goal_norms_kernel`, None unless SMOOTH
     gain_ptr,  # one number, or None
     slopes_ptr,  # [batches of this launch, kept cells of this launch, reduced]
     kept, reduced, channels, kept_stride_b, kept_stride_c, kept_stride_n,
@@ -122,9 +123,8 @@ def contrastive_features_slopes_kernel(
     if gain_ptr is not None:
         slope *= tl.load(gain_ptr)
     if SMOOTH:
-        label_row = label // width
-        label_column = label - label_row * width
-        inverse = 1.0 / tl.load(totals_ptr + batch * kept + k, mask=k < kept, other=1.0)
+        label_x, label_y = cell_xy(label, width, height, ACC)
+        norm = tl.load(norms_ptr + batch * kept + k, mask=k < kept, other=1.0)
     slopes_ptr += local_batch * slopes_stride_b + local_first.to(tl.int64) * slopes_stride_k + first
     at = offsets(BLOCK_K, BLOCK_R // PARTS, slopes_stride_k, 1, NARROW)
     parts = column_parts(acc, PARTS)
@@ -133,14 +133,15 @@ def contrastive_features_slopes_kernel(
         factor = factors(reduced_factor_ptr, batch * reduced, r, reduced, ACC)
         p = tl.exp2((entries(parts[i], kept_factor, factor) - level[:, None]) * scale)
         if SMOOTH:
-            dx = (r % width)[None, :] - label_column[:, None]
-            weight = goal_weight(dx, (r // width)[None, :] - label_row[:, None], rx, ry, sigma_scale, ACC)
-            p -= weight * inverse[:, None]  # excluded entries are dropped below
+            x, y = tile_xy(first + i * (BLOCK_R // PARTS), width, height, BLOCK_R // PARTS, ACC)
+            dx, dy = (x[None, :] - label_x[:, None]) * 0.5, (y[None, :] - label_y[:, None]) * 0.5
+            weight = goal_weight(dx, dy, rx, ry, sigma_scale, ACC)
+            p -= weight * norm[:, None]  # excluded entries are dropped below
         else:
             p -= tl.where(r[None, :] == label[:, None], 1.0, 0.0)
         # Source cells that are not there take no part, whatever the goal says; nor do cells that do not count.
-        dropped = (kept_factor < 0)[:, None] | (factor < 0)[None, :]
-        value = tl.where(dropped, 0.0, p * slope[:, None] * factor[None, :])
+        value = tl.where((factor < 0)[None, :], 0.0, p * slope[:, None] * factor[None, :])
+        value = tl.where((kept_factor < 0)[:, None], 0.0, value)
         tl.store(slopes_ptr + i * (BLOCK_R // PARTS) + at, value, mask=ok[:, None] & (r < reduced)[None, :])
 
 
@@ -187,18 +188,18 @@ def masked_contrastive_loss_features_backward(
     labels, _, weight = per_cell(trg, labels, weight, mask)
     logsumexp = logsumexp.contiguous()
     count_ptr, grad, grad_strides = upstream(grad, count, reduction)
-    gain, totals = None, None
+    gain, norms = None, None
     if trg.dtype == torch.float16:
         share = 1 / count.clamp(min=1) if reduction == "mean" else None
         gain = half_gain(sides, temperature, grad, weight, share)
     if smooth["SMOOTH"]:
         there, sources = sides.there[1], src.shape[2]
         excluded, strides = (trg.new_zeros(1), (0, 0, 0)) if there is None else (there, (sources, 1, 0))
-        totals = goal_totals(trg, excluded, sources, strides, labels, window, smooth)
+        norms = goal_norms(trg, excluded, sources, strides, labels, window, smooth)
 
     def slopes(block: Block) -> None:
         contrastive_features_slopes_kernel[(block.programs(tile),)](
-            *sides.pointers, labels, weight, logsumexp, count_ptr, grad, totals, gain, block.slopes,
+            *sides.pointers, labels, weight, logsumexp, count_ptr, grad, norms, gain, block.slopes,
             *sides.sizes, *sides.strides, *block.arguments, *grad_strides,
             **window, **smooth, **scalars(temperature), **precision(trg), NARROW=sides.narrow(tile),
             **tile.constants, num_stages=tile.num_stages, **options(tile.num_warps),

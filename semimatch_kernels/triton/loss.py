@@ -57,8 +57,8 @@ def load_labels(labels_ptr, mask_ptr, at, ok, reduced):
 def goal_weight(dx, dy, rx, ry, sigma_scale, ACC: tl.constexpr):
     """Weight of the cell dx, dy from a label, as yet not normalised: a Gaussian inside the window, 0 outside."""
     square = (dx * dx + dy * dy).to(ACC)
-    inside = (tl.abs(dx) <= rx) & (tl.abs(dy) <= ry)
-    return tl.where(inside, tl.exp2(-square * tl.full([], sigma_scale, ACC)), 0.0)
+    beyond = tl.maximum(tl.abs(dx) - rx, tl.abs(dy) - ry)  # one comparison: the and of two makes LLVM take a stack
+    return tl.where(beyond <= 0, tl.exp2(-square * tl.full([], sigma_scale, ACC)), 0.0)
 
 
 @triton.jit
@@ -178,18 +178,19 @@ def gather_goal(
 
 
 @triton.jit(do_not_specialize=["width", "height", "rx", "ry"])
-def goal_totals_kernel(
+def goal_norms_kernel(
     entries_ptr,  # [B, reduced, kept] in any strides: a correlation, or what is -inf where that is excluded
-    labels_ptr, totals_ptr,  # [B, kept]
+    labels_ptr, norms_ptr,  # [B, kept]
     reduced, kept, stride_b, stride_r, stride_k, width, height, rx, ry, sigma_scale,
     ACC: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_K kept cells of one batch entry: what divides the weights of their smoothed goals."""
+    """One program: BLOCK_K kept cells of one batch entry: what the weights of their smoothed goals are multiplied by,
+    one over their sum."""
     blocks = tl.cdiv(kept, BLOCK_K)
     batch = (tl.program_id(0) // blocks).to(tl.int64)
     cell = (tl.program_id(0) % blocks) * BLOCK_K + tl.arange(0, BLOCK_K)  # [BLOCK_K]
     at = batch * kept + cell
     label, keep, _ = load_labels(labels_ptr, None, at, cell < kept, reduced)
     column_ptr = entries_ptr + batch * stride_b + cell.to(tl.int64) * stride_k
-    _, total = gather_goal(column_ptr, label, keep, stride_r, width, height, rx, ry, sigma_scale, ACC, True)
-    tl.store(totals_ptr + at, total, cell < kept)
+    _, weights = gather_goal(column_ptr, label, keep, stride_r, width, height, rx, ry, sigma_scale, ACC, True)
+    tl.store(norms_ptr + at, divide(tl.full(weights.shape, 1.0, ACC), weights), cell < kept)
