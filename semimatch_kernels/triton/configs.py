@@ -177,6 +177,7 @@ def _from_features(capability: int, reduced: int, parts: int, stages: int) -> di
         ("ieee", 4): FeatureTile(kept=64, reduced=64, channels=8, num_warps=8, num_stages=3, min_cells=64),
     }
     table = {(kernel, *key): tile for kernel in ("forward", "slopes") for key, tile in tiles.items()}
+    table["forward", "ieee", 4] = FeatureTile(32, 64, channels=8, num_warps=4, num_stages=3, min_cells=64)
     if capability == 80:  # operands go through registers: less of everything
         for kernel, size in itertools.product(("forward", "slopes"), ("small", "large", "odd")):
             least = table[kernel, size, 4].min_cells
@@ -193,7 +194,7 @@ def _products(capability: int, cells: int, parts: int, stages: int) -> dict[tupl
         ("even", 2): ProductTile(channels=128, cells=cells, terms=64, num_warps=8, num_stages=stages, parts=parts),
         ("odd", 4): ProductTile(channels=64, cells=64, terms=32, num_warps=8, num_stages=2),
         ("odd", 2): ProductTile(channels=64, cells=64, terms=64, num_warps=8, num_stages=2),
-        ("ieee", 4): ProductTile(channels=64, cells=64, terms=8, num_warps=8, num_stages=3),
+        ("ieee", 4): ProductTile(channels=64, cells=64, terms=16, num_warps=8, num_stages=3),
     }
 
 
