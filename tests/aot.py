@@ -21,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import aot_levels
 import aot_sides
 
 from semimatch_kernels.triton import configs
@@ -50,10 +51,6 @@ UNFUSED = ("consistency", "pseudo_labels")
 
 #: Bytes of shared memory that a block may use, by compute capability.
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
-
-#: The modules whose kernels take levels.
-LEVELS = ("correlation.", "correlation_backward.", "levels.")
-SQUARES = "levels.squares_kernel"
 
 # fmt: off
 #: The kernels that take a tile of each kind from `configs.Architecture.from_features`.
@@ -167,7 +164,7 @@ def _cases(capability: int) -> Iterator[Case]:
     yield from _from_correlation(capability)
     yield from _mutual(capability)
     yield from _from_features(capability)
-    yield from _correlation(capability)
+    yield from (Case(**fields) for fields in aot_levels.cases(capability))
     yield from (Case(*arguments) for arguments in aot_sides.compilations(capability, ITEMSIZE, VARIANTS[capability]))
     merge = arch.merge
     yield from case(
@@ -282,65 +279,6 @@ def _from_features(capability: int) -> Iterator[Case]:
             yield from case("norms.chain_kernel", dtype, (f"stride_{axis}",), tile, **sizes)
 
 
-def _correlation(capability: int) -> Iterator[Case]:
-    """The kernels of `correlation`: the levels of a ResNet-50 at once, and one level of which nothing is known; every
-    epilogue, and none with the norms of `levels.squares`."""
-    arch = configs.ARCHITECTURES[capability]
-
-    def case(name: str, dtype: str, strides: tuple[str, ...], tile, even: bool, **constants) -> Case:
-        module = "correlation" if name == "correlation_kernel" else "correlation_backward"
-        return Case(
-            f"{module}.{name}", dtype, capability, "even" if even else "odd", strides, tile.num_warps,
-            (*constants.items(), ("NARROW", True)), tile.num_stages, 7 if even else 1,
-        )  # fmt: skip
-
-    sizes = ("small", "large", "odd") if capability == 90 else ("small", "large")
-    for (dtype, itemsize), axis, size in itertools.product(ITEMSIZE.items(), ("n", "c"), sizes):
-        if size == "odd" and axis == "c":
-            continue
-        precision = {"PRECISION": "tf32x3" if dtype == "fp32" else "ieee"}
-        rule = {"NORMALIZE": "added", "SCALE": "channels", "RELU": True, "POWER": 3}
-        squares = {"squares_ptr": None} if size != "large" else {}
-        sides = f"src_stride_{axis}", f"trg_stride_{axis}"
-        for kind, name in (("slopes", "correlation_kernel"), ("forward", "correlation_slopes_kernel")):
-            tile = arch.from_features[kind, size, itemsize]
-            blocks = {"BLOCK_S": tile.kept, "BLOCK_T": tile.reduced, "BLOCK_C": tile.channels, "PARTS": tile.parts}
-            strides = (*sides, "grad_stride_t") if "slopes" in name else sides
-            yield case(name, dtype, strides, tile, size != "odd", **precision, **rule, **blocks, **squares)
-        if size == "small":  # products have tiles of two sizes, and slopes either way round
-            continue
-        tile = arch.products["even" if size == "large" else "odd", itemsize]
-        for side in ("cell", "term"):
-            strides = f"features_stride_{axis}", f"own_stride_{axis}", f"slopes_stride_{side}"
-            name = "correlation_product_kernel"
-            yield case(name, dtype, strides, tile, size != "odd", **precision, SCALE="none", **tile.constants)
-    for dtype in ITEMSIZE:
-        tile = arch.norms
-        blocks = (("BLOCK_C", tile.channels), ("BLOCK_N", tile.cells))
-        yield Case(SQUARES, dtype, capability, "even", ("sides_stride_n",), 4, blocks, levels=14)
-
-
-def tuple_types(name: str, case: Case) -> tuple | None:
-    """Triton's type of an argument that is a tuple over the levels, "constexpr" for a stride of 1; None = no tuple."""
-    if name in ("src", "trg", "sides", "features", "own"):
-        pointers, many = (f"*{case.dtype}",) * case.levels, case.levels
-        of_axis = (("constexpr" if f"{name}_stride_{axis}" in case.contiguous else "i32",) * many for axis in "bcn")
-        return (pointers, *of_axis)
-    if name == "grads":
-        return (f"*{case.dtype}",) * case.levels
-    of_level = (name == "channels" and case.kernel.startswith(LEVELS)) or (name, case.kernel) == ("cells", SQUARES)
-    return ("i32",) * case.levels if of_level else None
-
-
-def flat(types: tuple | str, path: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], str]]:
-    """(path, type) of each argument that is no tuple."""
-    if isinstance(types, str):
-        yield path, types
-    else:
-        for i, part in enumerate(types):
-            yield from flat(part, (*path, i))
-
-
 def argument_type(name: str, dtype: str) -> str:
     """Triton's name of a kernel argument's type, which follows from the argument's name."""
     if name.endswith("corr_ptr") or name in (
@@ -417,10 +355,10 @@ def compile_case(case: Case) -> Compiled:
         if argument in constants:
             signature[argument], values[(i,)] = "constexpr", constants.pop(argument)
             continue
-        types = tuple_types(argument, case)
+        types = aot_levels.types(argument, case)
         if types is not None:
             signature[argument] = types
-            for path, kind in flat(types, (i,)):
+            for path, kind in aot_levels.flat(types, (i,)):
                 if kind == "constexpr":
                     values[path] = 1
                 elif case.variant != "odd" or kind.startswith("*"):

@@ -68,6 +68,10 @@ def test_even_sizes_are_read_in_wide_loads(compiled):
         "chain_kernel",
         "mutual.maxima_kernel",
         "mutual.filter_kernel",
+        "correlation_kernel",
+        "correlation_slopes",
+        "correlation_product",
+        "squares_kernel",
         "best_cell_kernel",
         "window_fwd",
         "window_bwd",
@@ -99,7 +103,8 @@ PRODUCTS = {80: "mma.sync", 90: "wgmma.mma", 100: "tcgen05.mma"}
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_products_run_on_the_tensor_cores(compiled, capability):
     """Every kernel that multiplies features, of all dtypes and layouts; but float32 with all of its digits."""
-    kernels = ("features_fwd", "features_slopes", "best_features", "product_kernel")
+    kernels = ("features_fwd", "features_slopes", "best_features", "product_kernel", "correlation_kernel")
+    kernels += ("correlation_slopes_kernel",)
     found = [c for c in compiled if c["capability"] == capability and any(name in c["case"] for name in kernels)]
     assert {c["case"].split()[0].partition(".")[2] for c in found} == {
         "match_features_fwd_kernel",
@@ -110,6 +115,9 @@ def test_products_run_on_the_tensor_cores(compiled, capability):
         "window_features_fwd_kernel",
         "window_features_slopes_kernel",
         "product_kernel",
+        "correlation_kernel",
+        "correlation_slopes_kernel",
+        "correlation_product_kernel",
     }
     wrong = [
         f"{c['case']}: {c['products'] or 'none'}"

@@ -132,7 +132,7 @@ class Architecture:
     from_features: dict[tuple[str, str, int], FeatureTile]
     """Key: (forward or slopes; size class, "odd" where loads cannot be joined, "ieee" where float32 is multiplied on
     the ordinary cores; bytes of an entry)."""
-    products: dict[tuple[str, int], ProductTile]  #: by (even, odd or ieee, the same; bytes of an entry)
+    products: dict[tuple[str, int], ProductTile]  #: by (even, odd, ieee or that of levels; bytes of an entry)
     norms: NormTile
     mutual: NormTile  #: tiles of a correlation: cells along its contiguous side, "channels" along the other
     sides: dict[str, NormTile]  #: the same of kernels that sum along both sides, by size class
@@ -195,6 +195,8 @@ def _products(capability: int, cells: int, parts: int, stages: int) -> dict[tupl
         ("odd", 4): ProductTile(channels=64, cells=64, terms=32, num_warps=8, num_stages=2),
         ("odd", 2): ProductTile(channels=64, cells=64, terms=64, num_warps=8, num_stages=2),
         ("ieee", 4): ProductTile(channels=64, cells=64, terms=16, num_warps=8, num_stages=3),
+        # With 3 stages, ptxas goes for a step of occupancy that leaves too few registers.
+        ("ieee, levels", 4): ProductTile(channels=128, cells=64, terms=16, num_warps=8, num_stages=4),
     }
 
 

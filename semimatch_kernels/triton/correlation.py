@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .._checks import accumulate_dtype
 from . import configs
-from .features import aligned, narrow_offsets, precision
+from .features import aligned, narrow_offsets, on_ordinary_cores, precision
 from .launch import INTERPRETED, on_device, options
 from .levels import channels_of, groups, lines_of, pick, place, side_of, squares
 from .norms import factor_and_slope, root
@@ -146,6 +146,14 @@ class Group:
     scale: str
     relu: bool
     power: int
+    out_dtype: torch.dtype
+
+    @property
+    def multiplied(self) -> Tensor:
+        """An empty tensor of the dtype that is multiplied: that of the features, as products of halves are exact in
+        float32, but float64 where the result has it."""
+        wide = torch.float64 if self.out_dtype == torch.float64 else self.src[0].dtype
+        return torch.empty(0, dtype=wide)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -157,27 +165,30 @@ class Group:
         return self.sizes[1] * self.sizes[2] <= configs.SMALL_ENTRIES
 
     def tile(self, kind: str) -> configs.FeatureTile:
-        """The tile: "slopes" of a kernel that only stores what it has of an entry, "forward" of one with sums too."""
-        even = all(aligned(f) for f in (*self.src, *self.trg))
-        size = ("small" if self.folded else "large") if even else "odd"
-        return configs.architecture(self.src[0].device).from_features[kind, size, min(self.src[0].element_size(), 4)]
+        """The tile: "slopes" of a kernel that just stores its entries, "forward" of one that has sums of them too."""
+        multiplied = self.multiplied
+        if on_ordinary_cores(multiplied):
+            size = "ieee"
+        elif all(aligned(f) for f in (*self.src, *self.trg)):
+            size = "small" if self.folded else "large"
+        else:
+            size = "odd"
+        arch = configs.architecture(self.src[0].device)
+        return arch.from_features[kind, size, min(multiplied.element_size(), 4)]
 
-    def launch(self, kernel: triton.JITFunction, tile: configs.FeatureTile, result: Tensor, *own: object) -> None:
-        """Runs ``kernel``, one program a tile of the correlation; own: its arguments beside those that are shared.
-        Products are taken in the dtype of the features, but in float64 where ``result`` has that."""
-        (batch, sources, targets), wide = self.sizes, self.src[0]
-        if result.dtype == torch.float64:
-            wide = result
-        lengths = None
+    def launch(self, kernel: triton.JITFunction, tile: configs.FeatureTile, matrix: Tensor, *own: object) -> None:
+        """Runs ``kernel``, one program a tile of ``matrix`` [B,L,S,T]; own: its arguments beside those that are
+        shared."""
+        (batch, sources, targets), multiplied, lengths = self.sizes, self.multiplied, None
         if self.normalize != "none" and not self.folded:
-            lengths = squares(self.src, self.trg, accumulate_dtype(wide.dtype))
+            lengths = squares(self.src, self.trg, accumulate_dtype(multiplied.dtype))
         layouts = [f.stride() for f in (*self.src, *self.trg)]
         programs = batch * len(self.src) * triton.cdiv(sources, tile.kept) * triton.cdiv(targets, tile.reduced)
         kernel[(programs,)](
             side_of(self.src), side_of(self.trg), channels_of(self.src), lengths, batch, sources, targets,
             float(self.eps), *own,
-            NORMALIZE=self.normalize, SCALE=self.scale, RELU=self.relu, POWER=self.power, **precision(wide),
-            NARROW=narrow_offsets(tile, *layouts, result.stride()[1:], (0, targets, 1)),
+            NORMALIZE=self.normalize, SCALE=self.scale, RELU=self.relu, POWER=self.power, **precision(multiplied),
+            NARROW=narrow_offsets(tile, *layouts, matrix.stride()[1:], (0, targets, 1)),
             BLOCK_S=tile.kept, BLOCK_T=tile.reduced, BLOCK_C=tile.channels, PARTS=tile.parts,
             num_stages=tile.num_stages, **options(tile.num_warps),
         )  # fmt: skip
@@ -195,6 +206,7 @@ def correlation(
     if corr.numel():
         with on_device(corr):
             for part in groups(len(src)):
-                group, out = Group(src[part], trg[part], normalize, eps, scale, relu, power), corr[:, part]
+                out = corr[:, part]
+                group = Group(src[part], trg[part], normalize, eps, scale, relu, power, out_dtype)
                 group.launch(correlation_kernel, group.tile("slopes"), out, out, *out.stride()[:2])
     return corr.to(out_dtype)

@@ -168,8 +168,10 @@ def _multiply(
     """Gradients by the levels of ``own`` [B,C_l,N], from ``slopes`` [B,L,terms,N] in any strides."""
     batch, _, terms, cells = slopes.shape
     read = [slopes[:, 0], slopes[0], *features, *own]
-    size = "even" if all(aligned(t) for t in read) else "odd"
-    tile = configs.architecture(slopes.device).products[size, min(slopes.element_size(), 4)]
+    size = "ieee, levels" if how["PRECISION"] == "ieee" and how["DOT"] == tl.float32 and not INTERPRETED else "odd"
+    if size == "odd" and all(aligned(t) for t in read):
+        size = "even"
+    tile = configs.architecture(slopes.device).products[size, min(how["DOT"].primitive_bitwidth // 8, 4)]
     programs = sum(triton.cdiv(c, tile.channels) for c in channels_of(own)) * batch * triton.cdiv(cells, tile.cells)
     # As in `correlation`.
     dtype = torch.float32 if INTERPRETED and own[0].dtype == torch.bfloat16 else own[0].dtype
@@ -203,7 +205,8 @@ def correlation_backward(
     by_src, by_trg = [], []
     with on_device(grad):
         for part in groups(len(src)):
-            group, slopes = Group(src[part], trg[part], normalize, eps, scale, relu, power), grad[:, part]
+            slopes = grad[:, part]
+            group = Group(src[part], trg[part], normalize, eps, scale, relu, power, out_dtype)
             source_along, target_along, left = None, None, scale
             if normalize != "none" or relu or power != 1:
                 slopes, source_along, target_along = _slopes(group, slopes, dtype)

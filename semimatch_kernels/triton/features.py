@@ -44,7 +44,8 @@ def precision(features: Tensor) -> dict:
     return {"ACC": kernel_dtype(features), "DOT": _DTYPES[features.dtype], "PRECISION": how}
 
 
-def _on_ordinary_cores(features: Tensor) -> bool:
+def on_ordinary_cores(features: Tensor) -> bool:
+    """Whether products of these have no tensor cores: float32 with all of its digits."""
     return features.dtype == torch.float32 and not INTERPRETED and precision(features)["PRECISION"] == "ieee"
 
 
@@ -62,7 +63,7 @@ def aligned(features: Tensor) -> bool:
 def feature_tile(kernel: str, kept: Tensor, reduced: Tensor, crowded: bool = False) -> configs.FeatureTile:
     """The tile of a "forward" or "slopes" kernel for these features [B,C,N]; crowded: it has much else to keep."""
     arch, itemsize = configs.architecture(kept.device), min(kept.element_size(), 4)
-    if _on_ordinary_cores(kept):
+    if on_ordinary_cores(kept):
         size = "ieee"
     elif crowded or not (aligned(kept) and aligned(reduced)):
         size = "odd"
@@ -189,7 +190,7 @@ def _multiply(
     first: batch, term and cell."""
     batches, terms, cells = slopes.shape
     channels = features.shape[1]
-    if _on_ordinary_cores(features):
+    if on_ordinary_cores(features):
         size = "ieee"
     else:
         size = "even" if aligned(features) and aligned(slopes) else "odd"
