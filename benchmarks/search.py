@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import fnmatch
 import math
 import pprint
@@ -97,6 +98,9 @@ def work(place: Place) -> Work | None:
         return _match("large", "both", "fp32", field.removeprefix("both_"))
     if field == "from_features":
         kernel, size, itemsize = key
+        if kernel == "windowed":
+            windowed = functools.partial(smk.soft_argmax_features, window=smk.GaussianWindow(5.0))
+            return _features(size, itemsize, "forward", windowed)
         return _features(size, itemsize, "forward" if kernel == "forward" else "backward")
     if field == "products":
         return _features(*key, "backward")
@@ -120,13 +124,13 @@ def _match(size: str, per: str, dtype: str, phase: str) -> Work:
     return Work(lambda c: smk.match(c, grids, TEMPERATURE, per, backend="triton"), [shape], dtype, phase)
 
 
-def _features(size: str, itemsize: int, phase: str) -> Work:
+def _features(size: str, itemsize: int, phase: str, function: Callable = smk.match_features) -> Work:
     edge = {"small": 16, "odd": 63}.get(size, 64)
     shape = (10 if edge == 16 else 4, 1024, edge, edge)
     # the ordinary tiles of float32 serve products in tf32
     dtype = "bf16" if itemsize == 2 else "fp32" if size == "ieee" else "tf32"
     grid = (edge, edge)
-    return Work(lambda s, t: smk.match_features(s, t, grid, TEMPERATURE, backend="triton"), [shape] * 2, dtype, phase)
+    return Work(lambda s, t: function(s, t, grid, TEMPERATURE, backend="triton"), [shape] * 2, dtype, phase)
 
 
 # --- the search

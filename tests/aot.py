@@ -57,8 +57,9 @@ SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 FROM_FEATURES = {
     "forward": (
         "match_features.match_features_fwd_kernel", "contrastive_features.contrastive_features_fwd_kernel",
-        "window_features.best_features_kernel", "window_features.window_features_fwd_kernel",
+        "window_features.best_features_kernel",
     ),
+    "windowed": ("window_features.window_features_fwd_kernel",),
     "slopes": (
         "match_features.match_features_slopes_kernel", "contrastive_features.contrastive_features_slopes_kernel",
         "window_features.window_features_slopes_kernel",

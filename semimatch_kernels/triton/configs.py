@@ -130,7 +130,7 @@ class Architecture:
     both_backward: BothBackward
     merge: Tile  #: second stage: parts and kept cells per tile
     from_features: dict[tuple[str, str, int], FeatureTile]
-    """Key: (forward or slopes; size class, "odd" where loads cannot be joined, "ieee" where float32 is multiplied on
+    """Key: (forward, windowed or slopes; size class, "odd" where loads cannot be joined, "ieee" where float32 is multiplied on
     the ordinary cores; bytes of an entry)."""
     products: dict[tuple[str, int], ProductTile]  #: by (even, odd, ieee or that of levels; bytes of an entry)
     norms: NormTile
@@ -182,9 +182,12 @@ def _from_features(capability: int, reduced: int, parts: int, stages: int) -> di
         for kernel, size in itertools.product(("forward", "slopes"), ("small", "large", "odd")):
             least = table[kernel, size, 4].min_cells
             table[kernel, size, 4] = FeatureTile(64, 64, channels=16, num_warps=8, num_stages=3, min_cells=least)
-        table["forward", "large", 2] = FeatureTile(128, 64, channels=64, num_warps=8, num_stages=stages)
-        return table
-    table["forward", "large", 2] = FeatureTile(128, 128, channels=64, num_warps=8, num_stages=stages, parts=4)
+    narrow = FeatureTile(128, 64, channels=64, num_warps=8, num_stages=stages)
+    square = FeatureTile(128, 128, channels=64, num_warps=8, num_stages=stages, parts=4)
+    table["forward", "large", 2] = narrow if capability == 80 else square
+    # With a window each row has a place of its own beside its results: that takes registers too.
+    table |= {("windowed", *key): table[("forward", *key)] for key in tiles}
+    table["windowed", "large", 2] = narrow
     return table
 
 

@@ -61,7 +61,7 @@ def aligned(features: Tensor) -> bool:
 
 
 def feature_tile(kernel: str, kept: Tensor, reduced: Tensor, crowded: bool = False) -> configs.FeatureTile:
-    """The tile of a "forward" or "slopes" kernel for these features [B,C,N]; crowded: it has much else to keep."""
+    """The tile of a kind of kernel for these features [B,C,N], see `configs`; crowded: it has much else to keep."""
     arch, itemsize = configs.architecture(kept.device), min(kept.element_size(), 4)
     if on_ordinary_cores(kept):
         size = "ieee"

@@ -113,14 +113,14 @@ def window_features_fwd_kernel(
             c = entries(parts[i], kept_factor, factors(reduced_factor_ptr, batch * reduced, r, reduced, ACC))
             x, y = tile_xy(first + i * (BLOCK_R // PARTS), width, height, BLOCK_R // PARTS, ACC)
             c = in_window(c, x, y, centre_x, centre_y, window, GAUSSIAN, EXCLUDE)[0]
-            state = absorb_tile(state, c, r, x, y, scale)
+            best, total, _, sum_x, sum_y, index = absorb_tile(state, c, r, x, y, scale)
+            state = (best, total, tl.zeros([BLOCK_K], ACC), sum_x, sum_y, index)  # no entropy: fewer registers
     # A kept cell that is not there has seen nothing, whatever its features are.
     best = tl.where(there, state[0], float("-inf"))
     total = tl.where(there, state[1], 0.0)
-    drift = tl.where(there, state[2], 0.0)
     x = tl.where(there, state[3], 0.0)
     y = tl.where(there, state[4], 0.0)
-    state = (best, total, drift, x, y, tl.where(there, state[5], 0))
+    state = (best, total, state[2], x, y, tl.where(there, state[5], 0))
     if partial_ptr is None:
         finish(
             state, coords_ptr, score_ptr, entropy_ptr, logsumexp_ptr, window_index_ptr,
@@ -235,7 +235,7 @@ def _windowed_match(
     """The five results of `match` for the windowed scores."""
     trg, sources = sides.kept, sides.reduced.shape[2]
     results = empty_results(trg, trg.shape[2])
-    tile = feature_tile("forward", trg, sides.reduced)
+    tile = feature_tile("windowed", trg, sides.reduced)
     programs, splits, cells = _split(tile, trg, sources)
     partials = empty_partials(trg, splits, trg.shape[2]) if splits > 1 else (None, None)
     with on_device(trg):
