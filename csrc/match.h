@@ -57,24 +57,27 @@ SEMIMATCH_FN void raise_top(Stats<V>& s, V top, typename Number<V>::Scalar scale
   s.top = top;
 }
 
-// Adds the entries c[0..n): one sweep for the largest, one for the sums, which are taken by themselves before they join
-// the rest: two short chains of additions round less than a long one. kCount > 0 promises n == kCount. `at` walks
-// along: index(i) is the cell of entry i, ascending; x() and y() the position of the current one.
-template <int kCount, class V, class At>
-SEMIMATCH_FN void add(Stats<V>& s, const V* c, int n, typename Number<V>::Scalar scale, At& at) {
+// Adds n <= kMost entries: one sweep that loads them and finds the largest, one for its index, one for the sums, which
+// are taken by themselves before they join the rest: two short chains of additions round less than a long one. load(i)
+// is entry i. `at` walks along: index(i) is the cell of entry i, ascending; x() and y() the position of the current
+// one.
+template <int kMost, class V, class Load, class At>
+SEMIMATCH_FN void add(Stats<V>& s, const Load& load, int n, typename Number<V>::Scalar scale, At& at) {
+  V c[kMost];
   V top = s.top;
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    c[i] = load(i);
+    top = c[i] > top ? c[i] : top;
+  }
   auto index = s.index;
 #pragma unroll
-  for (int i = 0; i < (kCount > 0 ? kCount : n); ++i) {
-    const auto larger = c[i] > top;
-    top = larger ? c[i] : top;
-    index = larger ? Number<V>::same(at.index(i)) : index;
-  }
-  s.index = index;
+  for (int i = n - 1; i >= 0; --i) index = c[i] == top ? Number<V>::same(at.index(i)) : index;
+  s.index = top > s.top ? index : s.index;
   raise_top(s, top, scale);
   V mass = {}, x = {}, y = {}, sum_t = {};
 #pragma unroll
-  for (int i = 0; i < (kCount > 0 ? kCount : n); ++i) {
+  for (int i = 0; i < n; ++i) {
     const V t = exponent(c[i], top, scale);
     const V e = Number<V>::exp2(t);
     mass += e;

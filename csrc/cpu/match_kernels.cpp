@@ -52,19 +52,28 @@ struct Loops : CpuMatch<T> {
     return lane;
   }
 
-  // Columns of a group, and whether it can be loaded as whole vectors.
+  // Columns of a group.
   static SEMIMATCH_FN int width(const Job& job, int64_t group) {
     const int64_t left = job.cols - group * kLanes;
     return left < kLanes ? int(left) : kLanes;
   }
-  static SEMIMATCH_FN bool dense(const Job& job, int n) { return job.stride_col == 1 && n == kLanes; }
 
-  // Loads n vectors, `step` elements apart, of `lanes` lanes each.
-  static SEMIMATCH_FN void load_block(const Job& job, const T* from, int64_t step, int n, int lanes, V* to) {
-    if (dense(job, lanes)) {
-      for (int i = 0; i < n; ++i) to[i] = load<true>(from + i * step, 1, lanes);
+  // Adds n vectors of `lanes` lanes each, `step` elements apart.
+  template <class At>
+  static SEMIMATCH_FN void add_vectors(Stats<V>& s, const Job& job, const T* from, int64_t step, int n, int lanes,
+                                       At walk) {
+    if (job.stride_col == 1 && lanes == kLanes) {
+      const auto each = [&](int i) __attribute__((always_inline)) {
+        __builtin_prefetch(from + i * step +
+                           kLanes);  // the next group: rows far apart, which hardware does not foresee
+        return load<true>(from + i * step, 1, lanes);
+      };
+      add<kRows>(s, each, n, job.scale, walk);
     } else {
-      for (int i = 0; i < n; ++i) to[i] = load<false>(from + i * step, job.stride_col, lanes);
+      const auto each = [&](int i) __attribute__((always_inline)) {
+        return load<false>(from + i * step, job.stride_col, lanes);
+      };
+      add<kRows>(s, each, n, job.scale, walk);
     }
   }
 
@@ -92,20 +101,17 @@ struct Loops : CpuMatch<T> {
   }
 
   static void rows(const Job& job, const Positions& at, int64_t b, int64_t r0, int64_t r1) {
-    V c[kRows];
     for (int64_t r = r0; r < r1; ++r) {
       Stats<V> s = no_stats<V>();
       const int64_t whole = job.cols / kLanes;
       for (int64_t g = 0; g < whole; g += kRows) {
         const int n = int(whole - g < kRows ? whole - g : kRows);
-        load_block(job, job.at(b, r, g * kLanes), job.stride_col * kLanes, n, kLanes, c);
-        AlongRow walk = {g * kLanes, at.col_x + g * kLanes, at.col_y + g * kLanes};
-        add<0>(s, c, n, job.scale, walk);
+        const AlongRow walk = {g * kLanes, at.col_x + g * kLanes, at.col_y + g * kLanes};
+        add_vectors(s, job, job.at(b, r, g * kLanes), job.stride_col * kLanes, n, kLanes, walk);
       }
       if (const int rest = int(job.cols - whole * kLanes)) {
-        load_block(job, job.at(b, r, whole * kLanes), 0, 1, rest, c);
-        AlongRow walk = {whole * kLanes, at.col_x + whole * kLanes, at.col_y + whole * kLanes};
-        add<1>(s, c, 1, job.scale, walk);
+        const AlongRow walk = {whole * kLanes, at.col_x + whole * kLanes, at.col_y + whole * kLanes};
+        add_vectors(s, job, job.at(b, r, whole * kLanes), 0, 1, rest, walk);
       }
       finish(over_lanes(s, job.scale), b * job.rows + r, job.per_row.grid, job.inverse_temperature,
              job.per_row.results);
@@ -115,15 +121,13 @@ struct Loops : CpuMatch<T> {
   static void columns(const Job& job, const Positions& at, int64_t b, int64_t r0, int64_t r1, int64_t g0, int64_t g1,
                       void* out) {
     Stats<V>* stats = static_cast<Stats<V>*>(out);
-    V c[kRows];
     for (int64_t g = g0; g < g1; ++g) stats[g - g0] = no_stats<V>();
     for (int64_t r = r0; r < r1; r += kRows) {
       const int n = int(r1 - r < kRows ? r1 - r : kRows);
       for (int64_t g = g0; g < g1; ++g) {
-        load_block(job, job.at(b, r, g * kLanes), job.stride_row, n, width(job, g), c);
         Stats<V> s = stats[g - g0];
-        DownRows walk = {r, at.row_x + r, at.row_y + r};
-        add<0>(s, c, n, job.scale, walk);
+        add_vectors(s, job, job.at(b, r, g * kLanes), job.stride_row, n, width(job, g),
+                    DownRows{r, at.row_x + r, at.row_y + r});
         stats[g - g0] = s;
       }
     }
@@ -174,19 +178,27 @@ struct Loops : CpuMatch<T> {
             V{} + s.constant_at_index, V{} + s.x,   V{} + s.y,      V{} + s.t};
   }
 
-  // The gradient of one vector: row r, group g.
+  // The gradient of rows [r, r + n) of group g.
   template <bool kDense, bool kPerCol, bool kPerRow>
-  static SEMIMATCH_FN void gradient_at(const Job& job, const Positions& at, int64_t b, int64_t r, int64_t g, int lanes,
-                                       const Slope<V>& col, const Slope<V>& row) {
-    const V c = load<kDense>(job.at(b, r, g * kLanes), job.stride_col, lanes);
-    V result = {};
-    if constexpr (kPerCol) result += entry_gradient(c, col, r, at.row_x[r], at.row_y[r], job.scale);
-    if constexpr (kPerRow) {
-      const V x = load_scalars(at.col_x + g * kLanes), y = load_scalars(at.col_y + g * kLanes);
-      // The lanes' own columns are first + 0, 1, ...: row.index has been lowered by as much.
-      result += entry_gradient(c, row, g * kLanes, x, y, job.scale);
+  static SEMIMATCH_FN void gradient_of_group(const Job& job, const Positions& at, int64_t b, int64_t r, int n,
+                                             int64_t g, int lanes, const Slope<V>* cols, const Slope<V>* rows) {
+    const Slope<V> col = kPerCol ? cols[g] : Slope<V>{};
+    const T* from = job.at(b, r, g * kLanes);
+    T* to = job.grad + (b * job.rows + r) * job.cols + g * kLanes;
+    const int64_t stride_row = job.stride_row, stride_col = job.stride_col, step = job.cols;
+    const A scale = job.scale;
+    const A *row_x = at.row_x + r, *row_y = at.row_y + r;
+    for (int i = 0; i < n; ++i) {
+      const V c = load<kDense>(from + i * stride_row, stride_col, lanes);
+      V result = {};
+      if constexpr (kPerCol) result += entry_gradient(c, col, r + i, row_x[i], row_y[i], scale);
+      if constexpr (kPerRow) {
+        const V x = load_scalars(at.col_x + g * kLanes), y = load_scalars(at.col_y + g * kLanes);
+        // The lanes' own columns are first + 0, 1, ...: row.index has been lowered by as much.
+        result += entry_gradient(c, rows[i], g * kLanes, x, y, scale);
+      }
+      store<kDense>(to + i * step, result, lanes);
     }
-    store<kDense>(job.grad + (b * job.rows + r) * job.cols + g * kLanes, result, lanes);
   }
 
   template <bool kPerCol, bool kPerRow>
@@ -200,20 +212,17 @@ struct Loops : CpuMatch<T> {
       rows[r - r0] = same_in_all_lanes(one);
       rows[r - r0].index -= lane_numbers();
     }
-    const auto sweep = [&](auto is_dense, int64_t r, int64_t r_end, int64_t g, int64_t g_end) {
-      for (; g < g_end; ++g) {
-        const Slope<V> col = kPerCol ? slopes[g] : Slope<V>{};
-        for (int64_t i = r; i < r_end; ++i)
-          gradient_at<decltype(is_dense)::value, kPerCol, kPerRow>(job, at, b, i, g, width(job, g), col, rows[i - r0]);
-      }
-    };
-    const int64_t whole = job.stride_col == 1 ? job.cols / kLanes : 0;
-    if (kPerCol) {
-      sweep(std::true_type{}, r0, r1, 0, whole);
-    } else {
-      for (int64_t r = r0; r < r1; ++r) sweep(std::true_type{}, r, r + 1, 0, whole);
+    // Rows that share the loads of the columns' slopes; few, since rows a power of two apart share places in the cache.
+    constexpr int kFew = kPerCol ? 4 : 1;
+    const int64_t whole = job.stride_col == 1 ? job.cols / kLanes : 0, groups = (job.cols + kLanes - 1) / kLanes;
+    for (int64_t r = r0; r < r1; r += kFew) {
+      const int n = int(r1 - r < kFew ? r1 - r : kFew);
+      int64_t g = 0;
+      for (; g < whole; ++g)
+        gradient_of_group<true, kPerCol, kPerRow>(job, at, b, r, n, g, kLanes, slopes, rows + (r - r0));
+      for (; g < groups; ++g)
+        gradient_of_group<false, kPerCol, kPerRow>(job, at, b, r, n, g, width(job, g), slopes, rows + (r - r0));
     }
-    sweep(std::false_type{}, r0, r1, whole, (job.cols + kLanes - 1) / kLanes);
   }
 
   static void gradient(const Job& job, const Positions& at, int64_t b, int64_t r0, int64_t r1, const void* slopes) {

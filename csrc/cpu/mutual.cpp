@@ -38,7 +38,7 @@ struct Call {
   std::vector<A> row_top, column_top, row_by, column_by;
   typename CpuMutual<T>::Job job = {};
 
-  Call(const Tensor& corr, const Tensor& row_index, const Tensor& column_index)
+  Call(const Tensor& corr, const Tensor& row_index, const OptionalTensor& column_index)
       : offsets(offsets_of(corr)), batch(offsets.size()), rows(corr.size(-2)), cols(corr.size(-1)) {
     // Panels of whole tiles.
     panel = ceil_div(rows_per_piece(cols), kernels.group) * kernels.group;
@@ -51,11 +51,15 @@ struct Call {
       return data_of<int64_t>(t);
     };
     job.row_index = index(row_index, rows);
-    job.column_index = index(column_index, cols);
+    if (column_index) job.column_index = index(*column_index, cols);
     row_top.resize(batch * rows);
     column_top.resize(batch * cols);
+    row_by.resize(batch * rows);
+    column_by.assign(batch * job.step, A(1));
     job.row_top = row_top.data();
     job.column_top = column_top.data();
+    job.row_by = row_by.data();
+    job.column_by = column_by.data();
   }
 
   void set_out(const Tensor& out) {
@@ -63,47 +67,42 @@ struct Call {
     want_huge_pages(job.out, out.numel());
   }
 
-  void find_largest() const {
+  void find_largest(int64_t b) const {
     const int64_t groups = job.step / kernels.group;
-    const Scratch best(batch * panels * groups, kernels.best_bytes);
-    for_pieces(batch, rows, panel, [&](int64_t b, int64_t r0, int64_t r1) {
-      kernels.maxima(job, b, r0, r1, best.at((b * panels + r0 / panel) * groups));
-    });
-    for_pieces(batch, 1, 1, [&](int64_t b, int64_t, int64_t) {
-      kernels.finish_columns(job, b, best.at(b * panels * groups), panels);
-    });
+    const Scratch best(panels * groups, kernels.best_bytes);
+    for_pieces(1, rows, panel,
+               [&](int64_t, int64_t r0, int64_t r1) { kernels.maxima(job, b, r0, r1, best.at(r0 / panel * groups)); });
+    if (job.column_index != nullptr) kernels.finish_columns(job, b, best.at(0), panels);
   }
 
   static typename CpuMutual<T>::Batch batch_of(const Tensor& t, const std::vector<int64_t>& offsets) {
     return {{data_of<const T>(t), 1, t.size(-2), t.size(-1), 0, t.stride(-2), t.stride(-1)}, offsets.data()};
   }
 
-  // From the largest entries to what is divided by.
-  void set_dividers(const Eps& eps) {
+  // The job for batch element b, from its largest entries to what is divided by.
+  typename CpuMutual<T>::Job with_dividers(int64_t b, const Eps& eps) {
+    typename CpuMutual<T>::Job item = job;
     const Divisor<A> divisor = {eps.has_value(), A(eps.value_or(0))};
     const auto ordinary = [&](A largest) { return has_inverse(divisor.of(largest)); };
-    job.divide = !std::all_of(row_top.begin(), row_top.end(), ordinary) ||
-                 !std::all_of(column_top.begin(), column_top.end(), ordinary);
-    row_by.resize(batch * rows);
-    column_by.assign(batch * job.step, A(1));
-    for (int64_t i = 0; i < batch * rows; ++i) row_by[i] = divider_of(job.divide, divisor.of(row_top[i]));
-    for (int64_t i = 0; i < batch * cols; ++i)
-      column_by[i / cols * job.step + i % cols] = divider_of(job.divide, divisor.of(column_top[i]));
-    job.row_by = row_by.data();
-    job.column_by = column_by.data();
+    const A *const row = job.row_top + b * rows, *const column = job.column_top + b * cols;
+    item.divide = !std::all_of(row, row + rows, ordinary) || !std::all_of(column, column + cols, ordinary);
+    for (int64_t i = 0; i < rows; ++i) row_by[b * rows + i] = divider_of(item.divide, divisor.of(row[i]));
+    for (int64_t i = 0; i < cols; ++i) column_by[b * job.step + i] = divider_of(item.divide, divisor.of(column[i]));
+    return item;
   }
 };
 
 }  // namespace
 
 template <class T>
-void largest_entries(const Tensor& corr, const Tensor& row_index, const Tensor& column_index) {
-  Call<T>(corr, row_index, column_index).find_largest();
+void largest_entries(const Tensor& corr, const Tensor& row_index, const OptionalTensor& column_index) {
+  const Call<T> call(corr, row_index, column_index);
+  for_batch(call.batch, [&](int64_t b) { call.find_largest(b); });
 }
-template void largest_entries<float>(const Tensor&, const Tensor&, const Tensor&);
-template void largest_entries<double>(const Tensor&, const Tensor&, const Tensor&);
-template void largest_entries<BFloat16>(const Tensor&, const Tensor&, const Tensor&);
-template void largest_entries<Float16>(const Tensor&, const Tensor&, const Tensor&);
+template void largest_entries<float>(const Tensor&, const Tensor&, const OptionalTensor&);
+template void largest_entries<double>(const Tensor&, const Tensor&, const OptionalTensor&);
+template void largest_entries<BFloat16>(const Tensor&, const Tensor&, const OptionalTensor&);
+template void largest_entries<Float16>(const Tensor&, const Tensor&, const OptionalTensor&);
 
 namespace {
 
@@ -111,13 +110,13 @@ template <class T>
 void forward(const Tensor& corr, const Eps& eps, const Tensor& out, const Tensor& row_index,
              const Tensor& column_index) {
   Call<T> call(corr, row_index, column_index);
-  const auto& job = call.job;
   const auto& kernels = call.kernels;
   call.set_out(out);
-  call.find_largest();
-  call.set_dividers(eps);
-  for_pieces(call.batch, call.rows, call.panel,
-             [&](int64_t b, int64_t r0, int64_t r1) { kernels.filter(job, b, r0, r1); });
+  for_batch(call.batch, [&](int64_t b) {
+    call.find_largest(b);
+    const auto item = call.with_dividers(b, eps);
+    for_pieces(1, call.rows, call.panel, [&](int64_t, int64_t r0, int64_t r1) { kernels.filter(item, b, r0, r1); });
+  });
 }
 
 template <class T>
@@ -136,29 +135,24 @@ void backward(const Tensor& corr, const Eps& eps, const Tensor& row_index, const
                   "semimatch: a saved index names no cell");
   const std::vector<int64_t> grad_offsets = offsets_of(grad);
   job.grad = Call<T>::batch_of(grad, grad_offsets);
-  for_pieces(batch, 1, 1, [&](int64_t b, int64_t, int64_t) { kernels.look_up(job, b); });
-  call.set_dividers(eps);
   std::vector<A> row_term(batch * rows), column_term(batch * job.step);
   job.row_term = row_term.data();
   job.column_term = column_term.data();
-  const Scratch parts(batch * call.panels * job.step, sizeof(A));
-  for_pieces(batch, rows, call.panel, [&](int64_t b, int64_t r0, int64_t r1) {
-    const int64_t part = b * call.panels + r0 / call.panel;
-    kernels.gradient(job, b, r0, r1, static_cast<A*>(parts.at(part * job.step)));
+  for_batch(batch, [&](int64_t b) {
+    kernels.look_up(job, b);
+    const auto item = call.with_dividers(b, eps);
+    const Scratch parts(call.panels * job.step, sizeof(A));
+    for_pieces(1, rows, call.panel, [&](int64_t, int64_t r0, int64_t r1) {
+      kernels.gradient(item, b, r0, r1, static_cast<A*>(parts.at(r0 / call.panel * job.step)));
+    });
+    for (int64_t p = 0; p < call.panels; ++p)
+      for (int64_t col = 0; col < cols; ++col)
+        column_term[b * job.step + col] += *static_cast<const A*>(parts.at(p * job.step + col));
+    // Each entry by one of the two.
+    for_pieces(1, rows, kWide, [&](int64_t, int64_t r0, int64_t r1) { kernels.gradient_of_row_tops(item, b, r0, r1); });
+    for_pieces(1, cols, kWide,
+               [&](int64_t, int64_t c0, int64_t c1) { kernels.gradient_of_column_tops(item, b, c0, c1); });
   });
-  for_pieces(batch, cols, kWide, [&](int64_t b, int64_t c0, int64_t c1) {
-    for (int64_t col = c0; col < c1; ++col) {
-      A sum = A(0);
-      for (int64_t p = 0; p < call.panels; ++p)
-        sum += *static_cast<const A*>(parts.at((b * call.panels + p) * job.step + col));
-      column_term[b * job.step + col] = sum;
-    }
-  });
-  // Each entry by one of the two.
-  for_pieces(batch, rows, kWide,
-             [&](int64_t b, int64_t r0, int64_t r1) { kernels.gradient_of_row_tops(job, b, r0, r1); });
-  for_pieces(batch, cols, kWide,
-             [&](int64_t b, int64_t c0, int64_t c1) { kernels.gradient_of_column_tops(job, b, c0, c1); });
 }
 
 void check(const Tensor& corr) {

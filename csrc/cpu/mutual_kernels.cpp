@@ -62,7 +62,7 @@ struct Loops : CpuMutual<T> {
     if (g * kLanes < cols) f(g, int(cols - g * kLanes));
   }
 
-  template <int kTall>
+  template <int kTall, bool kColumns>
   static void maxima_of(const Job& job, int64_t b, int64_t r0, int64_t r1, Best<V>* columns) {
     const Plane<T> corr = plane(job.corr, b);
     const int64_t cols = job.corr.first.cols;
@@ -72,12 +72,12 @@ struct Loops : CpuMutual<T> {
       for_groups(cols, [&](int64_t g, auto lanes) __attribute__((always_inline)) {
         V tile[kTall];
         load_tile<kTall>(corr, r, g * kLanes, n, lanes, tile);
-        Best<V> column = columns[g];
-        for (int i = 0; i < n; ++i) {
-          take(column, tile[i], Number<V>::same(r + i));
-          take(rows[i], tile[i], Number<V>::same(g * kLanes));
+        for (int i = 0; i < n; ++i) take(rows[i], tile[i], Number<V>::same(g * kLanes));
+        if constexpr (kColumns) {
+          Best<V> column = columns[g];
+          for (int i = 0; i < n; ++i) take(column, tile[i], Number<V>::same(r + i));
+          columns[g] = column;
         }
-        columns[g] = column;
       });
       for (int i = 0; i < n; ++i) {
         const Best<A> best = over_lanes(rows[i], at_most_a_group(cols));
@@ -90,7 +90,10 @@ struct Loops : CpuMutual<T> {
   static void maxima(const Job& job, int64_t b, int64_t r0, int64_t r1, void* memory) {
     Best<V>* columns = static_cast<Best<V>*>(memory);
     for (int64_t g = 0; g < groups(job); ++g) columns[g] = no_best<V>();
-    (in_rows(job.corr) ? maxima_of<kFew> : maxima_of<kLanes>)(job, b, r0, r1, columns);
+    const bool few = in_rows(job.corr);
+    const auto run = job.column_index != nullptr ? (few ? maxima_of<kFew, true> : maxima_of<kLanes, true>)
+                                                 : (few ? maxima_of<kFew, false> : maxima_of<kLanes, false>);
+    run(job, b, r0, r1, columns);
   }
 
   static void finish_columns(const Job& job, int64_t b, const void* memory, int64_t panels) {

@@ -23,8 +23,8 @@ struct CpuMutual {
   struct Job {
     Batch corr;
     int64_t step;
-    int64_t *row_index, *column_index;
-    A *row_top, *column_top;  // the largest entries
+    int64_t *row_index, *column_index;  // column_index is null where only the rows' are asked for
+    A *row_top, *column_top;            // the largest entries
     // What entries are divided by, see divider_of.
     bool divide;
     const A *row_by, *column_by;

@@ -10,9 +10,10 @@ namespace semimatch {
 template <class T>
 void match_forward(const typename CpuMatch<T>::Job& job);
 
-// The index of the largest entry of each row [...,S] and of each column [...,T] of corr [...,S,T], as torch.argmax has
-// them: the lowest among equals, NaN larger than anything (mutual.cpp). The indices are contiguous int64.
+// The index of the largest entry of each row [...,S] and, where asked for, of each column [...,T] of corr [...,S,T], as
+// torch.argmax has them: the lowest among equals, NaN larger than anything (mutual.cpp). The indices are contiguous
+// int64.
 template <class T>
-void largest_entries(const Tensor& corr, const Tensor& row_index, const Tensor& column_index);
+void largest_entries(const Tensor& corr, const Tensor& row_index, const OptionalTensor& column_index);
 
 }  // namespace semimatch

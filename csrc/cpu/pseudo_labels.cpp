@@ -52,7 +52,7 @@ class Statistics {
   Matrices<T> matrices_;
   int64_t batch_, sources_, targets_;
   std::vector<A> coords_, logsumexp_;
-  Tensor label_index_, source_index_;
+  Tensor source_index_;
 
  public:
   std::vector<A> score, entropy;
@@ -74,7 +74,7 @@ class Statistics {
     take_match();
     if (a.entropy_eps != 0) take_entropy_with_eps();
     const bool any_nan = std::any_of(score.begin(), score.end(), [](A s) { return std::isnan(s); });
-    if (a.forward_backward || any_nan) take_largest();
+    if (a.forward_backward || any_nan) take_largest(any_nan);
   }
 
   // The best target cell of each source cell of a batch element; only for the forward-backward check.
@@ -119,12 +119,13 @@ class Statistics {
     for (int64_t i = 0; i < batch_ * targets_; ++i) entropy[i] = entropies[i / targets_ * step + i % targets_];
   }
 
-  // The best cells both ways; those of the target cells are the labels, and differ from match's where there is a NaN.
-  void take_largest() {
+  // The best target cells of the source cells, and, where there is a NaN, the labels, which then differ from match's.
+  void take_largest(bool labels_too) {
     source_index_ = torch::stable::new_empty(a_.corr, {batch_, sources_}, ScalarType::Long);
-    label_index_ = torch::stable::new_empty(a_.corr, {batch_, targets_}, ScalarType::Long);
-    largest_entries<T>(a_.corr, source_index_, label_index_);
-    std::copy_n(data_of<const int64_t>(label_index_), batch_ * targets_, label.begin());
+    OptionalTensor label_index;
+    if (labels_too) label_index = torch::stable::new_empty(a_.corr, {batch_, targets_}, ScalarType::Long);
+    largest_entries<T>(a_.corr, source_index_, label_index);
+    if (labels_too) std::copy_n(data_of<const int64_t>(*label_index), batch_ * targets_, label.begin());
   }
 };
 

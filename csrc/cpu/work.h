@@ -74,6 +74,19 @@ void for_pieces(int64_t batch, int64_t n, int64_t step, const F& f) {
   });
 }
 
+// Calls f(b) for every batch element: on a thread each where there are enough, else in turn, with all threads inside f.
+// A step of f finds in the cache what the one before has read.
+template <class F>
+void for_batch(int64_t batch, const F& f) {
+  if (batch < torch::stable::get_num_threads()) {
+    for (int64_t b = 0; b < batch; ++b) f(b);
+  } else {
+    torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) f(b);
+    });
+  }
+}
+
 // Columns that are handled at a time: many, so that rows are read in long runs, where there is enough to share out.
 constexpr int64_t kNarrow = 64, kWide = 512;
 

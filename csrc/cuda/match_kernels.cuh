@@ -52,10 +52,8 @@ struct Walk {
 // Adds kCount entries, `stride` elements apart, of which the first `valid` exist, and moves the walk on.
 template <int kCount, class A, class T>
 SEMIMATCH_FN void add_strided(Stats<A>& s, const T* from, int64_t stride, int64_t valid, A scale, Walk<A>& walk) {
-  A c[kCount];
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) c[i] = i < valid ? widen<A>(from[i * stride]) : lowest<A>();
-  add<kCount>(s, c, kCount, scale, walk);
+  const auto load = [&](int i) { return i < valid ? widen<A>(from[i * stride]) : lowest<A>(); };
+  add<kCount>(s, load, kCount, scale, walk);
   walk.first += kCount * walk.step;
 }
 
