@@ -26,7 +26,7 @@ SHAPES = {
     "deep": (1, 300, (7, 7), (4, 5)),
     "large": (1, 16, (18, 19), (17, 31)),
     "one source": (2, 5, (1, 1), (3, 3)),
-    "one channel": (2, 1, (2, 3), (1, 1)),
+    "one target": (2, 2, (2, 3), (1, 1)),
 }
 
 
@@ -142,8 +142,10 @@ def _compare(variant: str, sides: list[Tensor], values: list[Tensor], rest: tupl
             assert a.dtype == p.dtype and a.is_contiguous()
             if a.is_floating_point():
                 assert_as_good_as(f"{name} {part} {i}", *_off_by_a_rounding(a, p, t))
-            else:
-                assert a.shape == p.shape and (a != p).sum() <= (0 if a.dim() == 0 else 0.01 * a.numel() + 1)
+            elif a.dim() == 0:
+                assert a == p
+            else:  # equal but for near ties; that of a column with a NaN is any
+                assert a.shape == p.shape and (a != p)[~actual[0][0].isnan().view(*a.shape, -1).any(-1)].sum() <= 1
 
 
 def _off_by_a_rounding(actual: Tensor, peer: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,7 +170,7 @@ def test_layouts_are_bit_equal(variant):
     values, rest = _case(variant, SHAPES["several tiles"])
     upstream = _upstream(variant, values, rest)
     expected = _run(variant, "cpu", values, rest, upstream)
-    turned = [u.permute(*reversed(range(u.dim()))).contiguous().permute(*reversed(range(u.dim()))) for u in upstream]
+    turned = [u.movedim(0, -1).contiguous().movedim(-1, 0) if u.dim() else u for u in upstream]
     for (name, src), trg in zip(_layouts(values[0]).items(), reversed(_layouts(values[1]).values()), strict=True):
         for by in (upstream, turned):
             actual = _run(variant, "cpu", [src, trg], rest, by)

@@ -1,10 +1,12 @@
-// `masked_contrastive_loss_features` on the CPU: `masked_contrastive_loss` on tiles of the correlation.
+// `masked_contrastive_loss_features` on the CPU: `masked_contrastive_loss` on tiles of the correlation, of those target
+// cells that count.
 #include <memory>
 #include <tuple>
 #include <vector>
 
 #include "contrastive_kernels.h"
 #include "features.h"
+#include "kept_cells.h"
 #include "smoothing.h"
 
 namespace semimatch {
@@ -60,7 +62,7 @@ struct Call {
   const Cells<A> cells;
   const Tensor source_mask;
   const SmoothingTables smoothing;
-  const FeatureTiles<T> tiles;
+  FeatureTiles<T> tiles;
   const int64_t targets;
   Tensor weight;  // undefined where there is none
   Job job = {};   // of all tiles; pointers are to the first cell
@@ -130,8 +132,8 @@ void forward(const Arguments& a, Tensor& loss, Tensor& logsumexp, Tensor& count)
 }
 
 template <class T>
-void backward(const Arguments& a, const Tensor& logsumexp, const Tensor& count, const Tensor& grad_loss,
-              const Tensor& grad_src, const Tensor& grad_trg) {
+std::tuple<Tensor, Tensor> backward(const Arguments& a, const Tensor& logsumexp, const Tensor& count,
+                                    const Tensor& grad_loss) {
   using A = typename CpuFeatures<T>::A;
   Call<T> call(a);
   auto& job = call.job;
@@ -163,7 +165,27 @@ void backward(const Arguments& a, const Tensor& logsumexp, const Tensor& count, 
     call.kernels.gradient_of_columns(call.on(tile, entries > 0 ? copy.data() : tile.data, tile.step), 0, 0,
                                      job.corr.rows);
   };
-  call.tiles.backward(true, by_entry, data_of<T>(grad_src), data_of<T>(grad_trg));
+  return call.tiles.backward(true, by_entry, a.src, a.trg);
+}
+
+KeptCells kept_cells(const Arguments& a) {
+  const int64_t batch = a.src.size(0), cells = a.trg.size(2);
+  const Tensor labels = per_cell(a.labels, batch, cells, ScalarType::Long, "labels");
+  const Tensor mask = mask_of(a.mask, batch, cells, "mask");
+  return KeptCells(data_of<const int64_t>(labels), data_of_mask(a.mask, mask), batch, cells);
+}
+
+// The call on the cells that count alone. T: element type of the features.
+template <class T>
+Arguments on_kept(const Arguments& a, const KeptCells& kept) {
+  using A = typename CpuFeatures<T>::A;
+  const int64_t batch = a.src.size(0), cells = a.trg.size(2);
+  Arguments part = a;
+  part.trg = kept.gather<T>(a.trg, T{});
+  part.labels = kept.gather<int64_t>(per_cell(a.labels, batch, cells, ScalarType::Long, "labels"), -1);
+  part.mask.reset();
+  if (a.weight) part.weight = kept.gather<A>(per_cell(*a.weight, batch, cells, accumulate_type(a.src), "weight"), A(0));
+  return part;
 }
 
 std::tuple<Tensor, Tensor, Tensor> masked_contrastive_loss_features(Tensor src, Tensor trg, Tensor labels,
@@ -173,14 +195,22 @@ std::tuple<Tensor, Tensor, Tensor> masked_contrastive_loss_features(Tensor src, 
                                                                     int64_t radius, std::string normalize, double eps) {
   check_features(src, trg);
   const ScalarType type = accumulate_type(src);
-  const int64_t batch = src.size(0), cells = trg.size(2);
+  const Arguments a = {src,       trg,   labels, weight, mask,      source_mask, temperature,
+                       reduction, width, sigma,  radius, normalize, eps};
+  const KeptCells kept = kept_cells(a);
+  const int64_t batch = src.size(0), cells = kept.few() ? kept.most() : trg.size(2);
   Tensor logsumexp = torch::stable::new_empty(src, {batch, cells}, type);
   Tensor loss = reduction == "none" ? torch::stable::new_empty(src, {batch, cells}, type)
                                     : torch::stable::new_empty(src, {}, type);
   Tensor count = torch::stable::new_empty(src, {}, ScalarType::Long);
-  const Arguments a = {src,       trg,   labels, weight, mask,      source_mask, temperature,
-                       reduction, width, sigma,  radius, normalize, eps};
-  with_type(src, [&](auto type) { forward<decltype(type)>(a, loss, logsumexp, count); });
+  with_type(src, [&](auto type) {
+    using T = decltype(type);
+    using A = typename CpuFeatures<T>::A;
+    forward<T>(kept.few() ? on_kept<T>(a, kept) : a, loss, logsumexp, count);
+    if (!kept.few()) return;
+    logsumexp = kept.scatter<A>(logsumexp);
+    if (reduction == "none") loss = kept.scatter<A>(loss);
+  });
   return {loss, logsumexp, count};
 }
 
@@ -191,11 +221,26 @@ std::tuple<Tensor, Tensor> masked_contrastive_loss_features_backward(Tensor src,
                                                                      int64_t radius, std::string normalize, double eps,
                                                                      Tensor logsumexp, Tensor count, Tensor grad) {
   check_features(src, trg);
-  const Tensor grad_src = new_contiguous(src), grad_trg = new_contiguous(trg);
   const Arguments a = {src,       trg,   labels, weight, mask,      source_mask, temperature,
                        reduction, width, sigma,  radius, normalize, eps};
-  with_type(src, [&](auto type) { backward<decltype(type)>(a, logsumexp, count, grad, grad_src, grad_trg); });
-  return {grad_src, grad_trg};
+  const int64_t batch = src.size(0), cells = trg.size(2);
+  const KeptCells kept = kept_cells(a);
+  std::tuple<Tensor, Tensor> grads;
+  with_type(src, [&](auto type) {
+    using T = decltype(type);
+    using A = typename CpuFeatures<T>::A;
+    if (!kept.few()) {
+      grads = backward<T>(a, logsumexp, count, grad);
+      return;
+    }
+    const auto gather = [&](const Tensor& t, const char* name) {
+      return kept.gather<A>(per_cell(t, batch, cells, accumulate_type(src), name), A(0));
+    };
+    const Tensor upstream = reduction == "none" ? gather(grad, "grad") : grad;
+    grads = backward<T>(on_kept<T>(a, kept), gather(logsumexp, "logsumexp"), count, upstream);
+    std::get<1>(grads) = kept.scatter<T>(std::get<1>(grads));
+  });
+  return grads;
 }
 
 }  // namespace

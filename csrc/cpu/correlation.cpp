@@ -79,8 +79,8 @@ void forward(const Tensor& src, const Tensor& trg, const Arguments& a, int64_t l
 }
 
 template <class T, class O>
-void backward(const Tensor& src, const Tensor& trg, const Arguments& a, int64_t l, const Tensor& grad,
-              const Tensor& grad_src, const Tensor& grad_trg) {
+std::tuple<Tensor, Tensor> backward(const Tensor& src, const Tensor& trg, const Arguments& a, int64_t l,
+                                    const Tensor& grad) {
   using A = typename CpuFeatures<T>::A;
   const CorrelationKernels<O> kernels = SEMIMATCH_BEST(correlation_kernels<O>());
   const Matrices<O> by_result = {data_of<const O>(grad) + l * grad.stride(1),
@@ -91,7 +91,7 @@ void backward(const Tensor& src, const Tensor& trg, const Arguments& a, int64_t 
                                  grad.stride(2),
                                  grad.stride(3)};
   const auto by_entry = [&](const Columns<A>& columns) { kernels.gradient(columns, a.epilogue, by_result); };
-  tiles_of<T>(src, trg, a).backward(a.epilogue.any(), by_entry, data_of<T>(grad_src), data_of<T>(grad_trg));
+  return tiles_of<T>(src, trg, a).backward(a.epilogue.any(), by_entry, src, trg);
 }
 
 Tensor correlation(Levels src, Levels trg, std::string normalize, double eps, std::string scale, bool relu,
@@ -127,12 +127,13 @@ std::tuple<Levels, Levels> correlation_backward(Levels src, Levels trg, std::str
   Levels grads_src, grads_trg;
   for (int64_t l = 0; l < int64_t(src.size()); ++l) {
     const Tensor s = widened(src[l], wide), t = widened(trg[l], wide);
-    const Tensor grad_src = new_contiguous(s), grad_trg = new_contiguous(t);
+    std::tuple<Tensor, Tensor> grads;
     with_type(s, [&](auto type) {
       using T = decltype(type);
-      with_result_type<T>(
-          upstream, [&](auto out_type) { backward<T, decltype(out_type)>(s, t, a, l, upstream, grad_src, grad_trg); });
+      with_result_type<T>(upstream,
+                          [&](auto out_type) { grads = backward<T, decltype(out_type)>(s, t, a, l, upstream); });
     });
+    const auto& [grad_src, grad_trg] = grads;
     grads_src.push_back(narrow ? torch::stable::to(grad_src, type) : grad_src);
     grads_trg.push_back(narrow ? torch::stable::to(grad_trg, type) : grad_trg);
   }

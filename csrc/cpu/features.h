@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "columns.h"
@@ -74,10 +75,11 @@ class FeatureTiles {
         trg_(trg),
         batch_(batch),
         channels_(ceil_div(src.channels, kernels_.lanes) * kernels_.lanes),
+        step_((channels_ / kernels_.lanes | 1) * kernels_.lanes),
         per_batch_(ceil_div(trg.cells, kColumns)),
-        rows_(batch * src.cells, channels_ * int64_t(sizeof(A))) {
+        rows_(batch * src.cells, step_ * int64_t(sizeof(A))) {
     for_pieces(batch, src.cells, kColumns, [&](int64_t b, int64_t s0, int64_t s1) {
-      kernels_.cells_by_channels(src_, b, s0, s1 - s0, row(rows_, b, s0), channels_);
+      kernels_.cells_by_channels(src_, b, s0, s1 - s0, row(rows_, b, s0), step_);
     });
   }
 
@@ -94,15 +96,30 @@ class FeatureTiles {
     });
   }
 
-  // Gradients by the features, [B,C,S] and [B,C,T], contiguous. f(tile) turns the entries of the tile into the
-  // gradients by them, having seen the entries if it wants to. Tiles are taken by rounds: those of a round by
-  // themselves, then source cells by themselves, to which the tiles are added in order.
+  // Gradients by the features src and trg. f(tile) turns the entries of the tile, which it finds there if `formed`,
+  // into the gradients by them. Once only: it gives the normalised features back.
   template <class F>
-  void backward(bool formed, const F& f, T* grad_src, T* grad_trg) const {
+  std::tuple<Tensor, Tensor> backward(bool formed, const F& f, const Tensor& src, const Tensor& trg) {
+    const Tensor grad_trg = new_contiguous(trg);
+    const Scratch sums = gradients(formed, f, data_of<T>(grad_trg));
+    rows_ = Scratch(0, 0);
+    const Tensor grad_src = new_contiguous(src);  // not before: it takes the place of what is not needed any more
+    for_pieces(batch_, src_.cells, kColumns, [&](int64_t b, int64_t s0, int64_t s1) {
+      kernels_.gradient(src_, b, s0, s1 - s0, {row(sums, b, s0), step_, 1},
+                        data_of<T>(grad_src) + b * src_.channels * src_.cells);
+    });
+    return {grad_src, grad_trg};
+  }
+
+ private:
+  // Writes the gradient by the target features, and returns that by the normalised source features. Tiles are taken by
+  // rounds: those of a round by themselves, then source cells by themselves, to which the tiles are added in order.
+  template <class F>
+  Scratch gradients(bool formed, const F& f, T* grad_trg) const {
     const int64_t tiles = batch_ * per_batch_, tile_bytes = src_.cells * kColumns * int64_t(sizeof(A));
     const int64_t round = std::min(tiles, torch::stable::get_num_threads() * std::max(int64_t(1), kRound / tile_bytes));
-    const Scratch sums(batch_ * src_.cells, channels_ * int64_t(sizeof(A)));
-    const Scratch entries(round, tile_bytes), goals(round, kColumns * channels_ * int64_t(sizeof(A)));
+    Scratch sums(batch_ * src_.cells, step_ * int64_t(sizeof(A)));
+    const Scratch entries(round, tile_bytes), goals(round, kColumns * step_ * int64_t(sizeof(A)));
     for (int64_t from = 0; from < tiles; from += round) {
       const int64_t to = std::min(from + round, tiles);
       parallel(from, to, [&](int64_t begin, int64_t end) {
@@ -111,10 +128,9 @@ class FeatureTiles {
           const Columns<A> tile = tile_at(i, entries.at(i - from));
           if (formed) form(tile, columns);
           f(tile);
-          kernels_.cells_by_channels(trg_, tile.b, tile.first, tile.cells, static_cast<A*>(goals.at(i - from)),
-                                     channels_);
+          kernels_.cells_by_channels(trg_, tile.b, tile.first, tile.cells, static_cast<A*>(goals.at(i - from)), step_);
           A* const by_cell = static_cast<A*>(columns.at(0));
-          kernels_.product(src_.channels, tile.step, src_.cells, {row(rows_, tile.b, 0), 1, channels_}, tile.data,
+          kernels_.product(src_.channels, tile.step, src_.cells, {row(rows_, tile.b, 0), 1, step_}, tile.data,
                            tile.step, by_cell, tile.step, false);
           kernels_.gradient(trg_, tile.b, tile.first, tile.cells, {by_cell, 1, tile.step},
                             grad_trg + tile.b * trg_.channels * trg_.cells);
@@ -126,18 +142,13 @@ class FeatureTiles {
         for (int64_t i = std::max(from, b * per_batch_); i < std::min(to, (b + 1) * per_batch_); ++i) {
           const Columns<A> tile = tile_at(i, entries.at(i - from));
           kernels_.product(s1 - s0, channels_, tile.cells, {tile.data + s0 * tile.step, tile.step, 1},
-                           static_cast<const A*>(goals.at(i - from)), channels_, row(sums, b, s0), channels_,
-                           tile.first > 0);
+                           static_cast<const A*>(goals.at(i - from)), step_, row(sums, b, s0), step_, tile.first > 0);
         }
       });
     }
-    for_pieces(batch_, src_.cells, kColumns, [&](int64_t b, int64_t s0, int64_t s1) {
-      kernels_.gradient(src_, b, s0, s1 - s0, {row(sums, b, s0), channels_, 1},
-                        grad_src + b * src_.channels * src_.cells);
-    });
+    return sums;
   }
 
- private:
   static constexpr int64_t kRows = 48;            // source cells whose gradient is summed at a time
   static constexpr int64_t kRound = 1024 * 1024;  // bytes of a thread's tiles in a round, where one has less
 
@@ -151,7 +162,7 @@ class FeatureTiles {
   void form(const Columns<A>& tile, const Scratch& memory) const {
     A* const columns = static_cast<A*>(memory.at(0));
     kernels_.channels_by_cells(trg_, tile.b, tile.first, tile.cells, columns, tile.step);
-    kernels_.product(src_.cells, tile.step, src_.channels, {row(rows_, tile.b, 0), channels_, 1}, columns, tile.step,
+    kernels_.product(src_.cells, tile.step, src_.channels, {row(rows_, tile.b, 0), step_, 1}, columns, tile.step,
                      tile.data, tile.step, false);
     for (int64_t s = 0; src_.mask != nullptr && s < src_.cells; ++s)
       if (!src_.mask[tile.b * src_.cells + s])
@@ -166,8 +177,12 @@ class FeatureTiles {
 
   const FeaturesKernels<T> kernels_ = SEMIMATCH_BEST(features_kernels<T>());
   const Map src_, trg_;
-  const int64_t batch_, channels_, per_batch_;  // channels_ in whole vectors
-  const Scratch rows_;                          // normalised source features, [batch, S, channels_]
+  const int64_t batch_;
+  // Channels in whole vectors, and from one cell to the next: an odd number of vectors, as rows that are a power of two
+  // apart get into each other's way in the cache.
+  const int64_t channels_, step_;
+  const int64_t per_batch_;  // tiles of a batch element
+  Scratch rows_;             // normalised source features, [batch, S, step_]
 };
 
 }  // namespace semimatch

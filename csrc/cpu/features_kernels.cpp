@@ -100,13 +100,13 @@ struct Loops : CpuFeatures<T> {
         for (int k = 0; k < n; ++k) part += g[k] * (x[k] * factor);
         along += part;
       }
-      const V scaled = factor * map.normalizer.scale, back = along * slope;
+      const V scaled = factor * map.normalizer.scale;
       for (int64_t c = 0; c < map.channels; c += kLanes) {
         const int n = at_most_a_vector(map.channels - c);
         load_tile<kLanes>(from, c, first + i, n, lanes, x);
         load_tile<kLanes>(grads, c, i, n, lanes, g);
         for (int k = 0; k < n; ++k) {
-          const V result = scaled * (map.normalizer.how == Normalize::kNone ? g[k] : g[k] - back * x[k]);
+          const V result = scaled * (map.normalizer.how == Normalize::kNone ? g[k] : g[k] - along * (x[k] * slope));
           T* const to = grad + (c + k) * map.cells + first + i;
           if (lanes == kLanes) {
             store<true>(to, keep ? result : V{}, lanes);

@@ -44,7 +44,7 @@ struct Call {
   using A = typename CpuFeatures<T>::A;
   const MatchKernels<A> kernels = SEMIMATCH_BEST(match_kernels<A>());
   const Tensor source_mask, target_mask;
-  const FeatureTiles<T> tiles;
+  FeatureTiles<T> tiles;
   std::vector<A> x, y;
   MatchJob<A, A> job = {};
   int64_t cells;
@@ -107,8 +107,8 @@ void forward(const Arguments& a, const MatchTensors& results) {
 }
 
 template <class T>
-void backward(const Arguments& a, const MatchTensors& results, const Gradients<typename CpuFeatures<T>::A>& grads,
-              const Tensor& grad_src, const Tensor& grad_trg) {
+std::tuple<Tensor, Tensor> backward(const Arguments& a, const MatchTensors& results,
+                                    const Gradients<typename CpuFeatures<T>::A>& grads) {
   using A = typename CpuFeatures<T>::A;
   Call<T> call(a);
   call.job.per_col.results = results_of<A>(results);
@@ -122,7 +122,7 @@ void backward(const Arguments& a, const MatchTensors& results, const Gradients<t
     for (int64_t r = 0; r < job.rows; r += CpuMatch<A>::kRows)
       kernels.gradient(job, call.positions(), 0, r, std::min<int64_t>(r + CpuMatch<A>::kRows, job.rows), slopes.at(0));
   };
-  call.tiles.backward(true, by_entry, data_of<T>(grad_src), data_of<T>(grad_trg));
+  return call.tiles.backward(true, by_entry, a.src, a.trg);
 }
 
 MatchTensors match_features(Tensor src, Tensor trg, OptionalTensor source_mask, OptionalTensor target_mask, Grid2 grid,
@@ -133,7 +133,6 @@ MatchTensors match_features(Tensor src, Tensor trg, OptionalTensor source_mask, 
   const auto empty = [&](ScalarType t) { return torch::stable::new_empty(src, {batch, cells}, t); };
   const MatchTensors results = {torch::stable::new_empty(src, {batch, cells, 2}, type), empty(type), empty(type),
                                 empty(type), empty(ScalarType::Long)};
-  if (batch == 0) return results;
   const Arguments a = {src, trg, source_mask, target_mask, grid, temperature, normalize, eps};
   with_type(src, [&](auto type) { forward<decltype(type)>(a, results); });
   return results;
@@ -164,21 +163,20 @@ std::tuple<Tensor, Tensor> match_features_backward(Tensor src, Tensor trg, Optio
                                                    OptionalTensor grad_entropy, OptionalTensor grad_logsumexp) {
   check_features(src, trg);
   const int64_t batch = src.size(0), cells = batch * trg.size(2);
-  const Tensor grad_src = new_contiguous(src), grad_trg = new_contiguous(trg);
   for (const Tensor& t : {score, entropy, logsumexp}) check_saved(t, accumulate_type(src), cells);
   check_saved(coords, accumulate_type(src), 2 * cells);
   check_saved(index, ScalarType::Long, cells);
-  if (batch == 0) return {grad_src, grad_trg};
   const Arguments a = {src, trg, source_mask, target_mask, grid, temperature, normalize, eps};
   const MatchTensors results = {coords, score, entropy, logsumexp, index};
+  std::tuple<Tensor, Tensor> by_features;
   with_type(src, [&](auto type) {
     using T = decltype(type);
     using A = typename CpuFeatures<T>::A;
     const Gradients<A> grads = {strided<A>(grad_coords, coords), strided<A>(grad_score, score),
                                 strided<A>(grad_entropy, entropy), strided<A>(grad_logsumexp, logsumexp)};
-    backward<T>(a, results, grads, grad_src, grad_trg);
+    by_features = backward<T>(a, results, grads);
   });
-  return {grad_src, grad_trg};
+  return by_features;
 }
 
 }  // namespace

@@ -148,8 +148,8 @@ void with_tiles(const Features& a, const F& f) {
   const Tensor source = mask_of(a.source_mask, batch, a.src.size(2), "source_mask");
   const Tensor target = mask_of(a.target_mask, batch, a.trg.size(2), "target_mask");
   const auto normalizer = normalizer_of<A>(a.normalize, a.eps);
-  const FeatureTiles<T> tiles(feature_map<T>(a.src, data_of_mask(a.source_mask, source), normalizer, true),
-                              feature_map<T>(a.trg, data_of_mask(a.target_mask, target), normalizer, true), batch);
+  FeatureTiles<T> tiles(feature_map<T>(a.src, data_of_mask(a.source_mask, source), normalizer, true),
+                        feature_map<T>(a.trg, data_of_mask(a.target_mask, target), normalizer, true), batch);
   f(tiles, SEMIMATCH_BEST(soft_argmax_kernels<A>()));
 }
 
@@ -161,7 +161,7 @@ Result soft_argmax_features(Tensor src, Tensor trg, OptionalTensor source_mask, 
     using T = decltype(type);
     using A = typename CpuFeatures<T>::A;
     const auto job = job_of<A>({grid, temperature, window, width}, src.size(2), result);
-    with_tiles<T>({src, trg, source_mask, target_mask, normalize, eps}, [&](const auto& tiles, const auto& kernels) {
+    with_tiles<T>({src, trg, source_mask, target_mask, normalize, eps}, [&](auto& tiles, const auto& kernels) {
       tiles.forward([&](const Columns<A>& columns) {
         kernels.forward(job, columns, weights_memory<A>(job, kernels.group).at(0));
       });
@@ -175,20 +175,20 @@ std::tuple<Tensor, Tensor> soft_argmax_features_backward(Tensor src, Tensor trg,
                                                          std::string window, double width, std::string normalize,
                                                          double eps, Tensor coords, Tensor index, Tensor grad) {
   check_features(src, trg);
-  const Tensor grad_src = new_contiguous(src), grad_trg = new_contiguous(trg);
+  std::tuple<Tensor, Tensor> grads;
   with_type(src, [&](auto type) {
     using T = decltype(type);
     using A = typename CpuFeatures<T>::A;
     const auto job = job_of<A>({grid, temperature, window, width}, src.size(0), src.size(2), trg.size(2),
                                accumulate_type(src), {coords, index}, grad);
-    with_tiles<T>({src, trg, source_mask, target_mask, normalize, eps}, [&](const auto& tiles, const auto& kernels) {
+    with_tiles<T>({src, trg, source_mask, target_mask, normalize, eps}, [&](auto& tiles, const auto& kernels) {
       const auto by_entry = [&](const Columns<A>& columns) {
         kernels.backward(job, columns, weights_memory<A>(job, kernels.group).at(0));
       };
-      tiles.backward(true, by_entry, data_of<T>(grad_src), data_of<T>(grad_trg));
+      grads = tiles.backward(true, by_entry, src, trg);
     });
   });
-  return {grad_src, grad_trg};
+  return grads;
 }
 
 }  // namespace
