@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from truth import assert_as_good_as
 
+from benchmarks import memory
 from semimatch_kernels import library, schemas
 
 pytestmark = pytest.mark.skipif(library.CPU_REASON is not None, reason=f"cpu: {library.CPU_REASON}")
@@ -244,6 +245,20 @@ def test_zero_vectors(variant):
     values[0][:, :, 1] = 0
     values[1][:, :, 2] = 0
     _compare(variant, values, values, rest, _upstream(variant, values, rest))
+
+
+@pytest.mark.skipif(memory.peak(lambda: None, torch.device("cpu")) is None, reason="this system does not tell")
+@pytest.mark.parametrize("variant", ["match, plain", "window, none", "loss", "loss, plain", "loss, smoothed"])
+def test_memory_is_that_of_a_few_columns(variant):
+    """Forward and backward at 4096 cells a side: less than a sixteenth of the matrix, which is 64 MiB."""
+    values, rest = _case(variant, (1, 8, (64, 64), (64, 64)))
+    _run(variant, "cpu", values, rest)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # a thread has a tile of its own
+    try:
+        assert memory.peak(lambda: _run(variant, "cpu", values, rest), torch.device("cpu")) < 4 * 2**20
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("levels", [1, 3])

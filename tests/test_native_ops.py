@@ -136,8 +136,18 @@ def _upstream(variant: str, corr: Tensor, rest: tuple) -> list[Tensor]:
 
 def _compare(variant: str, corr: Tensor, values: Tensor, rest: tuple, upstream: list, name: str = "") -> None:
     """The op on ``corr``, a layout of ``values``, against the reference in the same dtype and in float64."""
-    actual, peer = _run(variant, "cpu", corr, rest, upstream), _run(variant, "reference", values, rest, upstream)
+    _compare_layouts(variant, {name: corr}, values, rest, upstream)
+
+
+def _compare_layouts(variant: str, layouts: dict, values: Tensor, rest: tuple, upstream: list | None = None) -> None:
+    upstream = _upstream(variant, values, rest) if upstream is None else upstream
+    peer = _run(variant, "reference", values, rest, upstream)
     truth = _run(variant, "reference", values.double(), rest, upstream)
+    for name, corr in layouts.items():
+        _compare_results(variant, name, corr, _run(variant, "cpu", corr, rest, upstream), peer, truth, rest)
+
+
+def _compare_results(variant: str, name: str, corr: Tensor, actual: tuple, peer: tuple, truth: tuple, rest) -> None:
     for i, (a, p, t) in enumerate(zip(actual[0], peer[0], truth[0], strict=True)):
         assert a.dtype == p.dtype
         if VARIANTS[variant].op == "pseudo_labels" and i == 1:  # it has the error of the entropy, times a factor
@@ -156,16 +166,13 @@ def _compare(variant: str, corr: Tensor, values: Tensor, rest: tuple, upstream: 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_forward_and_backward_against_truth(variant, shape, dtype):
     values, rest = _random(SHAPES[shape], dtype), _args(variant, SHAPES[shape])
-    upstream = _upstream(variant, values, rest)
-    for name, corr in _layouts(values).items():
-        _compare(variant, corr, values, rest, upstream, name)
+    _compare_layouts(variant, _layouts(values), values, rest)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_large_scores_and_common_offset(variant):
     values, rest = _random(SHAPES["odd"]) * 30 + 100, _args(variant, SHAPES["odd"])
-    for name, corr in _layouts(values).items():
-        _compare(variant, corr, values, rest, _upstream(variant, values, rest), name)
+    _compare_layouts(variant, _layouts(values), values, rest)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -173,8 +180,7 @@ def test_ties(variant):
     shape = SHAPES["odd"]
     rest = _args(variant, shape)
     for values in (torch.randint(0, 3, (3, 35, 51)).float(), torch.zeros(3, 35, 51), torch.ones(3, 35, 51)):
-        for name, corr in _layouts(values).items():
-            _compare(variant, corr, values, rest, _upstream(variant, values, rest), name)
+        _compare_layouts(variant, _layouts(values), values, rest)
 
 
 @pytest.mark.parametrize("fill", [-torch.inf, torch.inf, torch.nan])
@@ -188,8 +194,7 @@ def test_non_finite_entries(variant, fill):
     values[1, 6, 7] = torch.nan
     values[2, ::2] = -torch.inf
     values[2, 5, :3] = fill
-    for name, corr in _layouts(values).items():
-        _compare(variant, corr, values, rest, _upstream(variant, values, rest), name)
+    _compare_layouts(variant, _layouts(values), values, rest)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
