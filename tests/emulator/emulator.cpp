@@ -37,7 +37,7 @@ struct Block {
   int rank;
   Barrier barrier;
   unsigned char* shared;
-  size_t shared_made;
+  size_t shared_made = 0;  // bytes that arrays were made of, and are no longer NaN
   std::vector<Warp> warps;
 };
 
@@ -114,7 +114,7 @@ std::string text_of(const Place& p) {
 // Runs the threads of one cluster to their end.
 void run_cluster(int64_t first_block, int cluster, int threads) {
   static std::vector<unsigned char*> stacks, shared;
-  blocks.resize(cluster);
+  blocks.resize(cluster);  // new ones have shared memory that others left
   fibers.resize(size_t(cluster) * threads);
   order.clear();
   cluster_barrier = {};
@@ -124,6 +124,8 @@ void run_cluster(int64_t first_block, int cluster, int threads) {
     block.rank = rank;
     block.barrier = {};
     block.shared = memory_of(shared, rank, kShared);
+    ASAN_UNPOISON_MEMORY_REGION(block.shared, kShared);
+    std::memset(block.shared, 0xff, block.shared_made > 0 ? block.shared_made : kShared);
     block.shared_made = 0;
     ASAN_POISON_MEMORY_REGION(block.shared, kShared);
     block.warps.assign(threads / kWarp, {});
@@ -194,11 +196,8 @@ void* shared_array(size_t bytes, const Place& place) {
   unsigned char* const at = block.shared + self->shared_used;
   self->shared_used += (bytes + kGap - 1) / kGap * kGap + kGap;
   if (self->shared_used > kShared) fail("shared memory is used up at " + text_of(place));
-  if (self->shared_used > block.shared_made) {  // the first thread to come
-    ASAN_UNPOISON_MEMORY_REGION(at, bytes);
-    std::memset(at, 0xff, bytes);
-    block.shared_made = self->shared_used;
-  }
+  ASAN_UNPOISON_MEMORY_REGION(at, bytes);
+  block.shared_made = std::max(block.shared_made, self->shared_used);
   return at;
 }
 

@@ -62,9 +62,12 @@ const char* covers_cluster(int64_t rows) {
 }
 
 const char* launch_limits(int64_t batch, int64_t rows, int64_t cols) {
-  const Geometry all[] = {columns_geometry(batch, cols), rows_geometry(batch, rows),
-                          tiles_geometry(tile_runs(batch, rows, cols)), map_geometry(batch, rows, cols),
-                          items_geometry(batch * (rows + cols)), labels_geometry(batch, cols),
+  const Geometry all[] = {columns_geometry(batch, cols),
+                          rows_geometry(batch, rows),
+                          tiles_geometry(tile_runs(batch, rows, cols)),
+                          map_geometry(batch, rows, cols),
+                          items_geometry(batch * (rows + cols)),
+                          labels_geometry(batch, cols),
                           fits_cluster(rows, cols) ? cluster_geometry(batch, rows) : labels_geometry(batch, rows)};
   for (const Geometry& g : all)
     if (const char* why = why_not(g)) return why;
