@@ -102,6 +102,11 @@ LOSSES = [name for name in VARIANTS if name.startswith("loss")]
 DIFFERENTIABLE = [name for name, v in VARIANTS.items() if schemas.OPS[v.op].inputs]
 
 
+def test_every_op_of_the_backend_is_here():
+    named = {v.op for v in VARIANTS.values()} | {"forward_backward_mask"}
+    assert {op.removesuffix("_backward") for op in schemas.NATIVE["cuda"]} == named
+
+
 def _layouts(corr: Tensor) -> dict[str, Tensor]:
     """The same values under other strides."""
     *batch, sources, targets = corr.shape
