@@ -86,4 +86,4 @@ def correlation(
     out_dtype = src[0].dtype if out_dtype is None else out_dtype
     corr = library.run("correlation", chosen, src, trg, normalize, eps, scale, relu, power, out_dtype)
     corr = corr if levels else corr.squeeze(1)
-    return mutual_filter(corr) if mutual else corr
+    return mutual_filter(corr, backend=backend) if mutual else corr

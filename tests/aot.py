@@ -201,20 +201,19 @@ def _from_correlation(capability: int) -> Iterator[Case]:
 
 def _mutual(capability: int) -> Iterator[Case]:
     """The kernels of the mutual filter; rows or columns contiguous."""
-    tile = configs.ARCHITECTURES[capability].mutual
-    for dtype in ITEMSIZE:
-        for side, block in (("row", (tile.cells, tile.channels)), ("column", (tile.channels, tile.cells))):
-            sizes = (("BLOCK_R", block[0]), ("BLOCK_C", block[1]))
-            for variant in VARIANTS[capability]:
-                strides = (f"stride_{side}",)
-                if variant != "split":
-                    yield Case("mutual.maxima_kernel", dtype, capability, variant, strides, tile.num_warps, sizes)
-                fixed = (("HAS_EPS", variant == "odd"), *sizes)
-                if variant == "split":  # without a gradient
-                    strides += ("grad_b", "grad_row", "grad_column")
-                yield Case("mutual.filter_kernel", dtype, capability, variant, strides, tile.num_warps, fixed)
+    arch = configs.ARCHITECTURES[capability]
+    tiles = [("split", tile) for tile in arch.sides.values()]  # "split": forward
+    tiles += [(variant, arch.mutual) for variant in VARIANTS[capability] if variant != "split"]
+    for dtype, (variant, tile), side in itertools.product(ITEMSIZE, tiles, ("row", "column")):
+        block = (tile.cells, tile.channels) if side == "row" else (tile.channels, tile.cells)
+        sizes, strides = (("BLOCK_R", block[0]), ("BLOCK_C", block[1])), (f"stride_{side}",)
+        fixed = (("HAS_EPS", variant == "odd"), *sizes)
+        if variant == "split":
+            yield Case("mutual.maxima_kernel", dtype, capability, "even", strides, tile.num_warps, sizes)
+            strides += ("grad_b", "grad_level", "grad_row", "grad_column")
+        yield Case("mutual.filter_kernel", dtype, capability, variant, strides, tile.num_warps, fixed)
     for name in ("merge_maxima_kernel", "take_from_maxima_kernel"):
-        sizes = (("BLOCK", tile.cells),)
+        sizes, tile = (("BLOCK", arch.mutual.cells),), arch.mutual
         yield Case(f"mutual.{name}", "fp32", capability, "even", (), tile.num_warps, sizes)
 
 
@@ -327,6 +326,8 @@ def _absent(arguments: list[str], variant: str) -> list[str]:
             forward = [n for n in arguments if n.startswith(("source_", "target_box", "cell", "valid")) and "_ptr" in n]
         return [n for n in arguments if (n.startswith("grad_") and n.endswith(ends)) or n in forward]
     names = ("kept_mask_ptr", "reduced_mask_ptr", "gain_ptr")
+    if "filtered_grad_ptr" in arguments:  # backward
+        return [f"{side}_{n}" for side in ("row", "column") for n in ("index_ptr", "partial_index_ptr")]
     if "splits" in arguments:
         names += ("partial_ptr", "partial_index_ptr")
     return [name for name in arguments if name.removeprefix("row_") in names]

@@ -9,6 +9,7 @@ from truth import assert_as_good_as
 
 from semimatch_kernels import library
 from semimatch_kernels.schemas import OPS
+from semimatch_kernels.triton import mutual
 from semimatch_kernels.triton.mutual import _four_dims
 
 pytestmark = pytest.mark.skipif(
@@ -94,9 +95,10 @@ def test_contrastive_of_infinities_and_nan(sigma):
     torch.testing.assert_close(backward, expected, equal_nan=True, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("eps", [None, 1e-5])
+@pytest.mark.parametrize(("eps", "few"), [(None, 8), (1e-5, 1)])  # tiles merged in the last launch, or before it
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_mutual_filter(layout, eps):
+def test_mutual_filter(layout, eps, few, monkeypatch):
+    monkeypatch.setattr(mutual, "FEW_PARTS", few)
     corr = torch.rand(2, S, T).mul(8).round().div(8) + 0.1  # with ties
     _check("mutual_filter", corr, (eps,), layout)
 

@@ -171,3 +171,9 @@ def test_seven_levels_are_one_launch(launched, monkeypatch):
     monkeypatch.setattr(configs, "SMALL_ENTRIES", 0)
     smk.correlation(src, trg, backend="triton")
     assert launched == ["squares_kernel", "correlation_kernel"]
+
+
+def test_seven_levels_and_their_mutual_filter_are_three_launches(launched):
+    src, trg = _levels(torch.float32, 1, (6, 4), (2,) + (3,) * 6)
+    assert smk.correlation(src, trg, mutual=True, backend="triton").shape == (1, 7, 6, 4)
+    assert launched == ["correlation_kernel", "maxima_kernel", "filter_kernel"]

@@ -1,4 +1,5 @@
-"""`mutual_filter` on Triton: maxima of rows and of columns in two stages each, then one pass over the entries."""
+"""`mutual_filter` on Triton: maxima of the rows and of the columns of each tile, then one pass over the entries that
+merges them; where there are many tiles a line, the merge is a launch of its own."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ from .launch import INTERPRETED, kernel_dtype, on_device, options
 from .online_softmax import NO_INDEX, divide
 
 ZERO = tl.constexpr(1e-30)  # stands for a maximum of exactly 0, as in the reference
+#: Up to this many tiles a line, every program merges their maxima by itself: less than a quarter of what it reads then.
+FEW_PARTS = 8
 
 
 @triton.jit
@@ -67,16 +70,11 @@ def maxima_kernel(
     tl.store(column_partial_index_ptr + out, at, column < columns)
 
 
-@triton.jit(do_not_specialize=["parts"])
-def merge_maxima_kernel(
-    partial_ptr, partial_index_ptr,  # [B, parts, cells]
-    top_ptr, index_ptr,  # [B, cells]
-    parts, cells, ACC: tl.constexpr, BLOCK: tl.constexpr,
+@triton.jit
+def merge_parts(
+    partial_ptr, partial_index_ptr, batch, parts, cell, cells, ACC: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Second stage: one program, BLOCK cells of one batch entry, over all parts in their order."""
-    blocks = tl.cdiv(cells, BLOCK)
-    batch = (tl.program_id(0) // blocks).to(tl.int64)
-    cell = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    """Largest entry and its index of the lines ``cell`` [BLOCK], over all of [B, parts, cells] in their order."""
     ok = cell < cells
     at = batch * parts * cells + cell
     top = tl.full([BLOCK], float("-inf"), ACC)
@@ -88,8 +86,22 @@ def merge_maxima_kernel(
         top = tl.where(take, more, top)
         index = tl.where(take, more_index, index)
         at += cells
-    tl.store(top_ptr + batch * cells + cell, top, ok)
-    tl.store(index_ptr + batch * cells + cell, index.to(tl.int64), ok)
+    return top, index
+
+
+@triton.jit(do_not_specialize=["parts"])
+def merge_maxima_kernel(
+    partial_ptr, partial_index_ptr,  # [B, parts, cells]
+    top_ptr, index_ptr,  # [B, cells]
+    parts, cells, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program, BLOCK cells of one batch entry."""
+    blocks = tl.cdiv(cells, BLOCK)
+    batch = (tl.program_id(0) // blocks).to(tl.int64)
+    cell = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    top, index = merge_parts(partial_ptr, partial_index_ptr, batch, parts, cell, cells, ACC, BLOCK)
+    tl.store(top_ptr + batch * cells + cell, top, cell < cells)
+    tl.store(index_ptr + batch * cells + cell, index.to(tl.int64), cell < cells)
 
 
 @triton.jit
@@ -104,7 +116,9 @@ def divisor(top, eps, HAS_EPS: tl.constexpr):
 def filter_kernel(
     corr_ptr,  # [B / levels, levels, rows, columns] in any strides
     filtered_grad_ptr,  # the same, or None: forward
-    row_ptr, column_ptr,  # maxima [B, rows], [B, columns]
+    row_ptr, column_ptr,  # maxima [B, rows], [B, columns]; or of the tiles, as `maxima_kernel` leaves them, with
+    row_partial_index_ptr, column_partial_index_ptr,  # their indices, which are None for the former; then also written:
+    row_index_ptr, column_index_ptr,  # [B, rows], [B, columns]
     row_sum_ptr, column_sum_ptr,  # backward: [B, column blocks, rows], [B, row blocks, columns]
     out_ptr,  # [B, rows, columns] contiguous: the result, or the gradient but for what goes through the maxima
     levels, rows, columns, stride_b, stride_level, stride_row, stride_column,
@@ -125,10 +139,19 @@ def filter_kernel(
     pointer = corr_ptr + (batch // levels) * stride_b + (batch % levels) * stride_level  # [BLOCK_R, BLOCK_C]
     pointer += row.to(tl.int64)[:, None] * stride_row + column.to(tl.int64)[None, :] * stride_column
     c = tl.load(pointer, mask=ok, other=0.0).to(ACC)
-    by_row = divisor(tl.load(row_ptr + batch * rows + row, mask=row < rows, other=1.0), eps, HAS_EPS)
-    by_column = tl.load(column_ptr + batch * columns + column, mask=column < columns, other=1.0)
-    by_row = tl.broadcast_to(by_row[:, None], c.shape)  # [BLOCK_R, BLOCK_C]
-    by_column = tl.broadcast_to(divisor(by_column, eps, HAS_EPS)[None, :], c.shape)
+    if row_partial_index_ptr is None:
+        row_top = tl.load(row_ptr + batch * rows + row, mask=row < rows, other=1.0)
+        column_top = tl.load(column_ptr + batch * columns + column, mask=column < columns, other=1.0)
+    else:
+        row_top, at = merge_parts(row_ptr, row_partial_index_ptr, batch, column_blocks, row, rows, ACC, BLOCK_R)
+        # The same numbers in every program of the line; one writes.
+        tl.store(row_index_ptr + batch * rows + row, at.to(tl.int64), (row < rows) & (column_block == 0))
+        column_top, at = merge_parts(
+            column_ptr, column_partial_index_ptr, batch, row_blocks, column, columns, ACC, BLOCK_C
+        )
+        tl.store(column_index_ptr + batch * columns + column, at.to(tl.int64), (column < columns) & (row_block == 0))
+    by_row = tl.broadcast_to(divisor(row_top, eps, HAS_EPS)[:, None], c.shape)  # [BLOCK_R, BLOCK_C]
+    by_column = tl.broadcast_to(divisor(column_top, eps, HAS_EPS)[None, :], c.shape)
     ratio = divide(c, by_row) * divide(c, by_column)
     out_ptr += batch * rows * columns + row.to(tl.int64)[:, None] * columns + column[None, :]
     if filtered_grad_ptr is None:
@@ -196,20 +219,23 @@ class TileGrid:
         """[B, rows] and [B, columns]."""
         return [torch.empty((self.batch, n), dtype=dtype, device=self.device) for n in (self.rows, self.columns)]
 
-    def maxima(self, corr: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Maxima of rows and columns, and their indices."""
+    def maxima(self, corr: Tensor, at: list[Tensor]) -> tuple[list[Tensor], list[Tensor] | tuple[None, None]]:
+        """Maxima of rows and columns by tiles, and their indices; or, where a line has more than `FEW_PARTS` tiles,
+        its own, their indices written to ``at``."""
         partials, indices = self.partials(self.wide), self.partials(torch.int32)
-        tops, at = self.lines(self.wide), self.lines(torch.int64)
         maxima_kernel[(self.programs,)](
             corr, partials[0], indices[0], partials[1], indices[1], self.levels, self.rows, self.columns,
             *corr.stride(), **self.constants,
         )  # fmt: skip
+        if max(self.parts) <= FEW_PARTS:
+            return partials, indices
+        tops = self.lines(self.wide)
         for i, cells in enumerate((self.rows, self.columns)):
             merge_maxima_kernel[(self.batch * triton.cdiv(cells, self.tile.cells),)](
                 partials[i], indices[i], tops[i], at[i], self.parts[i], cells,
                 ACC=self.constants["ACC"], BLOCK=self.tile.cells, **options(self.tile.num_warps),
             )  # fmt: skip
-        return tops, at
+        return tops, (None, None)
 
 
 def _empty_like(corr: Tensor, shape: torch.Size) -> Tensor:
@@ -228,17 +254,16 @@ def mutual_filter(corr: Tensor, eps: float | None) -> tuple[Tensor, Tensor, Tens
     """``corr`` [...,S,T] filtered, and the indices of the maxima of its rows [...,S] and columns [...,T]."""
     flat = _four_dims(corr)
     out = _empty_like(corr, flat.shape)
-    tiles = TileGrid(flat)
+    tiles = TileGrid(flat, configs.side_tile(flat))
+    at = tiles.lines(torch.int64)
     if flat.numel():
         with on_device(corr):
-            tops, at = tiles.maxima(flat)
+            tops, parts = tiles.maxima(flat, at)
             filter_kernel[(tiles.programs,)](
-                flat, None, *tops, None, None, out, tiles.levels, tiles.rows, tiles.columns, *flat.stride(),
+                flat, None, *tops, *parts, *at, None, None, out, tiles.levels, tiles.rows, tiles.columns, *flat.stride(),
                 0, 0, 0, 0, eps or 0.0,
                 HAS_EPS=eps is not None, **tiles.constants,
             )  # fmt: skip
-    else:
-        at = tiles.lines(torch.int64)
     rows, columns = corr.shape[:-1], (*corr.shape[:-2], corr.shape[-1])
     return out.to(corr.dtype).view(corr.shape), at[0].view(rows), at[1].view(columns)
 
@@ -264,7 +289,7 @@ def mutual_filter_backward(
         with on_device(corr):
             sums = tiles.partials(tiles.wide)
             filter_kernel[(tiles.programs,)](
-                flat, g, *tops, *sums, out, levels, rows, columns, *flat.stride(), *g.stride(), eps or 0.0,
+                flat, g, *tops, None, None, None, None, *sums, out, levels, rows, columns, *flat.stride(), *g.stride(), eps or 0.0,
                 HAS_EPS=eps is not None, **tiles.constants,
             )  # fmt: skip
             for i, (cells, strides) in enumerate(((rows, (columns, 1)), (columns, (1, columns)))):
