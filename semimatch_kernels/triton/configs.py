@@ -258,13 +258,13 @@ INTERPRETER = Architecture(
     merge=Tile(reduced=2, kept=64, unroll=1, min_cells=1),
     from_features=dict.fromkeys(
         _from_features(0, 0, 0, 0),
-        FeatureTile(kept=32, reduced=32, channels=16, num_warps=4, num_stages=1, parts=2, min_cells=32),
+        FeatureTile(kept=64, reduced=32, channels=32, num_warps=4, num_stages=1, parts=2, min_cells=32),
     ),
     products=dict.fromkeys(
-        _products(0, 0, 0, 0), ProductTile(channels=16, cells=64, terms=32, num_warps=4, num_stages=1, parts=2)
+        _products(0, 0, 0, 0), ProductTile(channels=32, cells=64, terms=64, num_warps=4, num_stages=1, parts=2)
     ),
-    norms=NormTile(channels=16, cells=64),
-    mutual=NormTile(channels=16, cells=32),
+    norms=NormTile(channels=32, cells=64),
+    mutual=NormTile(channels=64, cells=64),
     sides=dict.fromkeys(("small", "large"), NormTile(channels=64, cells=64)),
     product_programs=8,
     scratch_bytes=4096,
