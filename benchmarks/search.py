@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import fnmatch
+import functools
 import math
 import pprint
 import sys

@@ -130,8 +130,8 @@ class Architecture:
     both_backward: BothBackward
     merge: Tile  #: second stage: parts and kept cells per tile
     from_features: dict[tuple[str, str, int], FeatureTile]
-    """Key: (forward, windowed or slopes; size class, "odd" where loads cannot be joined, "ieee" where float32 is multiplied on
-    the ordinary cores; bytes of an entry)."""
+    """Key: (forward, windowed or slopes; size class, "odd" where loads cannot be joined, "ieee" where float32 is
+    multiplied on the ordinary cores; bytes of an entry)."""
     products: dict[tuple[str, int], ProductTile]  #: by (even, odd, ieee or that of levels; bytes of an entry)
     norms: NormTile
     mutual: NormTile  #: tiles of a correlation: cells along its contiguous side, "channels" along the other

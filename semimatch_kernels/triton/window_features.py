@@ -196,7 +196,8 @@ def window_features_slopes_kernel(
         x, y = tile_xy(first + i * (BLOCK_R // PARTS), width, height, BLOCK_R // PARTS, ACC)
         c, weight = in_window(c, x, y, centre_x, centre_y, window, GAUSSIAN, EXCLUDE)
         value = weight * slope(side, 1, c, r[None, :], x[None, :], y[None, :], scale)
-        value = value * to_products[:, None] * factor[None, :]
+        # Not a product with 0: the factor of an excluded entry may be infinite, or NaN that of the other side.
+        value = tl.where(c == float("-inf"), 0.0, value * to_products[:, None] * factor[None, :])
         tl.store(slopes_ptr + i * (BLOCK_R // PARTS) + at, value, mask=ok[:, None] & (r < reduced)[None, :])
 
 
@@ -276,7 +277,7 @@ def soft_argmax_features_backward(
         coords, index = contiguous(coords, index)
         seen = (coords, *_windowed_match(sides, grid, temperature, window, width, index)[1:])
         if trg.dtype == torch.float16:
-            gain = half_gain(sides, grad_coords.abs().amax() / temperature)
+            gain = half_gain(sides, temperature, grad_coords)
 
     def slopes(block: Block) -> None:
         window_features_slopes_kernel[(block.programs(tile),)](
