@@ -195,6 +195,15 @@ def test_labels_without_clusters(variant, emulator):
             _compare(variant, corr, values, rest, [], name)
 
 
+@pytest.mark.parametrize("variant", LABELS)
+def test_labels_of_grids_that_blocks_share(variant):
+    """Several panels of rows to a block of a cluster, blocks that have none, and grids beyond a cluster."""
+    for shape in ((1, (20, 30), (5, 8)), (1, (5, 8), (20, 30)), (2, (1, 200), (3, 3)), (1, (1, 1100), (2, 2))):
+        values, rest = _random(shape), _args(variant, shape)
+        for name, corr in list(_layouts(values).items())[:2]:
+            _compare(variant, corr, values, rest, [], f"{name} {shape}")
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_any_order_of_threads_gives_the_same_bits(variant, emulator):
     """In the order of their numbers, and in others: what a missing barrier leaves to chance would differ."""

@@ -39,11 +39,11 @@ struct MomentsReducer {
   SEMIMATCH_FN State none() const { return no_moments<A>(); }
   SEMIMATCH_FN int line(int64_t b, int64_t i) const { return index == nullptr ? best : int(index[b * lines + i]); }
   template <int n>
-  SEMIMATCH_FN void add(State& s, const A* c, int64_t valid, Run run, int best_cell) const {
+  SEMIMATCH_FN void add(State& s, const A* c, int64_t, Run run, int best_cell) const {
     A seen[n], top = s.top;
 #pragma unroll
     for (int i = 0; i < n; ++i) {
-      seen[i] = i < valid ? windowed(w.window, c[i], w.weight(w.from(best_cell, int(run.index(i))))) : kPadding;
+      seen[i] = windowed(w.window, c[i], w.weight(w.from(best_cell, int(run.index(i)))));
       top = seen[i] > top ? seen[i] : top;
     }
     State part = {top, A(0), A(0), A(0)};
