@@ -163,7 +163,6 @@ def _cases(capability: int) -> Iterator[Case]:
             BLOCK_R=backward.block_rows, BLOCK_C=backward.block_columns,
         )  # fmt: skip
     yield from _from_correlation(capability)
-    yield from _mutual(capability)
     yield from _from_features(capability)
     yield from (Case(**fields) for fields in aot_levels.cases(capability))
     yield from (Case(*arguments) for arguments in aot_sides.compilations(capability, ITEMSIZE, VARIANTS[capability]))
@@ -197,24 +196,6 @@ def _from_correlation(capability: int) -> Iterator[Case]:
         for variant in VARIANTS[capability]:
             sizes = {"BLOCK_PARTS": arch.merge.reduced, "BLOCK_K": arch.merge.kept, "SMOOTH": variant == "odd"}
             yield Case("loss.merge_losses_kernel", dtype, capability, variant, (), 4, tuple(sizes.items()))
-
-
-def _mutual(capability: int) -> Iterator[Case]:
-    """The kernels of the mutual filter; rows or columns contiguous."""
-    arch = configs.ARCHITECTURES[capability]
-    tiles = [("split", tile) for tile in arch.sides.values()]  # "split": forward
-    tiles += [(variant, arch.mutual) for variant in VARIANTS[capability] if variant != "split"]
-    for dtype, (variant, tile), side in itertools.product(ITEMSIZE, tiles, ("row", "column")):
-        block = (tile.cells, tile.channels) if side == "row" else (tile.channels, tile.cells)
-        sizes, strides = (("BLOCK_R", block[0]), ("BLOCK_C", block[1])), (f"stride_{side}",)
-        fixed = (("HAS_EPS", variant == "odd"), *sizes)
-        if variant == "split":
-            yield Case("mutual.maxima_kernel", dtype, capability, "even", strides, tile.num_warps, sizes)
-            strides += ("grad_b", "grad_level", "grad_row", "grad_column")
-        yield Case("mutual.filter_kernel", dtype, capability, variant, strides, tile.num_warps, fixed)
-    for name in ("merge_maxima_kernel", "take_from_maxima_kernel"):
-        sizes, tile = (("BLOCK", arch.mutual.cells),), arch.mutual
-        yield Case(f"mutual.{name}", "fp32", capability, "even", (), tile.num_warps, sizes)
 
 
 def _from_features(capability: int) -> Iterator[Case]:
@@ -281,14 +262,8 @@ def _from_features(capability: int) -> Iterator[Case]:
 
 def argument_type(name: str, dtype: str) -> str:
     """Triton's name of a kernel argument's type, which follows from the argument's name."""
-    if name.endswith("corr_ptr") or name in (
-        "kept_ptr",
-        "reduced_ptr",
-        "features_ptr",
-        "slopes_ptr",
-        "features_grad_ptr",
-        "entries_ptr",
-    ):
+    entries = ("kept_ptr", "reduced_ptr", "features_ptr", "slopes_ptr", "features_grad_ptr", "entries_ptr")
+    if name.endswith("corr_ptr") or name in entries:
         return f"*{dtype}"
     if name.endswith("mask_ptr"):
         return "*u8"

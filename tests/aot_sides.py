@@ -1,15 +1,35 @@
-"""For `aot`: the kernels of the windowed soft-argmax, the dual softmax, the consistency check and the pseudo labels."""
+"""For `aot`: the kernels of the mutual filter, the windowed soft-argmax, the dual softmax and the pseudo labels."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 from semimatch_kernels.triton import configs, consistency
 
 
+def mutual(capability: int, itemsizes: dict[str, int], variants: Sequence[str]) -> Iterator[tuple]:
+    """Arguments of `aot.Case` for the mutual filter; "split" is its forward. Rows or columns contiguous."""
+    arch = configs.ARCHITECTURES[capability]
+    tiles = [("split", tile) for tile in (arch.sides["small"], arch.mutual)]
+    tiles += [(variant, arch.mutual) for variant in variants if variant != "split"]
+    for dtype, (variant, tile), side in itertools.product(itemsizes, tiles, ("row", "column")):
+        block = (tile.cells, tile.channels) if side == "row" else (tile.channels, tile.cells)
+        sizes, strides = (("BLOCK_R", block[0]), ("BLOCK_C", block[1])), (f"stride_{side}",)
+        fixed = (("HAS_EPS", variant == "odd"), *sizes)
+        if variant == "split":
+            yield "mutual.maxima_kernel", dtype, capability, "even", strides, tile.num_warps, sizes
+            strides += ("grad_b", "grad_level", "grad_row", "grad_column")
+        yield "mutual.filter_kernel", dtype, capability, variant, strides, tile.num_warps, fixed
+    for name in ("merge_maxima_kernel", "take_from_maxima_kernel"):
+        sizes = (("BLOCK", arch.mutual.cells),)
+        yield f"mutual.{name}", "fp32", capability, "even", (), arch.mutual.num_warps, sizes
+
+
 def compilations(capability: int, itemsizes: dict[str, int], variants: Sequence[str]) -> Iterator[tuple]:
     """Arguments of `aot.Case`."""
     arch = configs.ARCHITECTURES[capability]
+    yield from mutual(capability, itemsizes, variants)
     merge = arch.merge
     blocks = {"BLOCK_PARTS": merge.reduced, "BLOCK": merge.kept}
 

@@ -290,8 +290,8 @@ def tile(tiles: Tiles, reduced_fast: bool, itemsize: int, reduced: int, kept: in
 
 
 def side_tile(corr: torch.Tensor) -> NormTile:
-    """The tile of the statistics of both sides of ``corr`` [...,S,T]."""
-    size = "small" if corr.shape[-2] * corr.shape[-1] <= SMALL_ENTRIES else "large"
+    """The tile of the statistics of both sides of ``corr`` [B,S,T]."""
+    size = "small" if corr.shape[1] * corr.shape[2] <= SMALL_ENTRIES else "large"
     return architecture(corr.device).sides[size]
 
 

@@ -254,14 +254,15 @@ def mutual_filter(corr: Tensor, eps: float | None) -> tuple[Tensor, Tensor, Tens
     """``corr`` [...,S,T] filtered, and the indices of the maxima of its rows [...,S] and columns [...,T]."""
     flat = _four_dims(corr)
     out = _empty_like(corr, flat.shape)
-    tiles = TileGrid(flat, configs.side_tile(flat))
+    small = flat.shape[2] * flat.shape[3] <= configs.SMALL_ENTRIES
+    tiles = TileGrid(flat, configs.architecture(corr.device).sides["small"] if small else None)
     at = tiles.lines(torch.int64)
     if flat.numel():
         with on_device(corr):
             tops, parts = tiles.maxima(flat, at)
             filter_kernel[(tiles.programs,)](
-                flat, None, *tops, *parts, *at, None, None, out, tiles.levels, tiles.rows, tiles.columns, *flat.stride(),
-                0, 0, 0, 0, eps or 0.0,
+                flat, None, *tops, *parts, *at, None, None, out,
+                tiles.levels, tiles.rows, tiles.columns, *flat.stride(), 0, 0, 0, 0, eps or 0.0,
                 HAS_EPS=eps is not None, **tiles.constants,
             )  # fmt: skip
     rows, columns = corr.shape[:-1], (*corr.shape[:-2], corr.shape[-1])
@@ -289,7 +290,8 @@ def mutual_filter_backward(
         with on_device(corr):
             sums = tiles.partials(tiles.wide)
             filter_kernel[(tiles.programs,)](
-                flat, g, *tops, None, None, None, None, *sums, out, levels, rows, columns, *flat.stride(), *g.stride(), eps or 0.0,
+                flat, g, *tops, None, None, None, None, *sums, out,
+                levels, rows, columns, *flat.stride(), *g.stride(), eps or 0.0,
                 HAS_EPS=eps is not None, **tiles.constants,
             )  # fmt: skip
             for i, (cells, strides) in enumerate(((rows, (columns, 1)), (columns, (1, columns)))):
