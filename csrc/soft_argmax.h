@@ -47,8 +47,7 @@ SEMIMATCH_FN Moments<V> no_moments() {
 
 // Adds n cells of one row of the grid, at x, x + 1, ... and y; their scores are as the window leaves them.
 template <class V>
-SEMIMATCH_FN void add(Moments<V>& s, const V* c, int n, typename Number<V>::Scalar x, typename Number<V>::Scalar y,
-                      typename Number<V>::Scalar scale) {
+SEMIMATCH_FN void add(Moments<V>& s, const V* c, int n, V x, V y, typename Number<V>::Scalar scale) {
   V top = s.top;
   for (int i = 0; i < n; ++i) top = c[i] > top ? c[i] : top;
   const V factor = Number<V>::exp2(exponent(s.top, top, scale));
@@ -56,7 +55,7 @@ SEMIMATCH_FN void add(Moments<V>& s, const V* c, int n, typename Number<V>::Scal
   for (int i = 0; i < n; ++i) {
     const V e = Number<V>::exp2(exponent(c[i], top, scale));
     mass += e;
-    sum_x += e * (x + i);
+    sum_x += e * (x + typename Number<V>::Scalar(i));
   }
   s = {top, s.mass * factor + mass, s.x * factor + sum_x, s.y * factor + mass * y};
 }

@@ -27,21 +27,30 @@ struct Loops : CpuSoftArgmax<T> {
 
   static SEMIMATCH_FN int at_most(int64_t left, int most) { return left < most ? int(left) : most; }
 
-  // The window of a group of columns: a weight for each column of the grid, then one for each row.
-  static SEMIMATCH_FN void make_weights(const Job& job, const VIndex& index, V* weights) {
+  // Columns and rows of the grid.
+  struct Cells {
     V x, y;
+  };
+  static SEMIMATCH_FN Cells cells_of(const Job& job, const VIndex& index) {
+    Cells cells;
     for (int i = 0; i < kLanes; ++i) {
-      x[i] = A(index[i] % job.grid.width);
-      y[i] = A(index[i] / job.grid.width);
+      cells.x[i] = A(index[i] % job.grid.width);
+      cells.y[i] = A(index[i] / job.grid.width);
     }
-    for (int i = 0; i < job.grid.width; ++i) weights[i] = window_weight<V>(job.window, job.width, A(i) - x);
-    for (int i = 0; i < job.grid.height; ++i)
-      weights[job.grid.width + i] = window_weight<V>(job.window, job.width, A(i) - y);
+    return cells;
   }
 
-  static SEMIMATCH_FN Moments<V> moments(const Job& job, const A* from, int64_t step, const V* weights) {
+  // The window of a group of columns: a weight for each column of the grid, then one for each row.
+  static SEMIMATCH_FN void make_weights(const Job& job, const Cells& best, V* weights) {
+    for (int i = 0; i < job.grid.width; ++i) weights[i] = window_weight<V>(job.window, job.width, A(i) - best.x);
+    for (int i = 0; i < job.grid.height; ++i)
+      weights[job.grid.width + i] = window_weight<V>(job.window, job.width, A(i) - best.y);
+  }
+
+  // Positions are counted from `origin`.
+  static SEMIMATCH_FN Moments<V> moments(const Job& job, const A* from, int64_t step, const Cells& origin,
+                                         const V* weights) {
     Moments<V> s = no_moments<V>();
-    const A left = A(-0.5) * A(job.grid.width - 1), top = A(-0.5) * A(job.grid.height - 1);
     for (int row = 0; row < job.grid.height; ++row) {
       const V down = weights[job.grid.width + row];
       for (int col = 0; col < job.grid.width; col += kBlock) {
@@ -49,7 +58,7 @@ struct Loops : CpuSoftArgmax<T> {
         V c[kBlock];
         for (int i = 0; i < n; ++i, from += step)
           c[i] = windowed(job.window, load_vector(from), weights[col + i] * down);
-        add(s, c, n, left + A(col), top + A(row), job.scale);
+        add(s, c, n, A(col) - origin.x, A(row) - origin.y, job.scale);
       }
     }
     return s;
@@ -58,12 +67,13 @@ struct Loops : CpuSoftArgmax<T> {
   static void forward(const Job& job, const Columns<A>& columns, void* memory) {
     V* const weights = static_cast<V*>(memory);
     const int64_t rows = int64_t(job.grid.width) * job.grid.height;
+    const Cells centre = {V{} + A(0.5) * A(job.grid.width - 1), V{} + A(0.5) * A(job.grid.height - 1)};
     for (int64_t j = 0; j < columns.cells; j += kLanes) {
       const A* const from = columns.data + j;
       Best<V> best = no_best<V>();
       for (int64_t r = 0; r < rows; ++r) take(best, load_vector(from + r * columns.step), Number<V>::same(r));
-      make_weights(job, best.index, weights);
-      const Moments<V> s = moments(job, from, columns.step, weights);
+      make_weights(job, cells_of(job, best.index), weights);
+      const Moments<V> s = moments(job, from, columns.step, centre, weights);
       for (int i = 0; i < at_most(columns.cells - j, kLanes); ++i) {
         const int64_t cell = columns.b * job.cells + columns.first + j + i;
         job.index[cell] = best.index[i];
@@ -75,14 +85,15 @@ struct Loops : CpuSoftArgmax<T> {
 
   static void backward(const Job& job, const Columns<A>& columns, void* memory) {
     V* const weights = static_cast<V*>(memory);
-    const A left = A(-0.5) * A(job.grid.width - 1), top = A(-0.5) * A(job.grid.height - 1);
     for (int64_t j = 0; j < columns.cells; j += kLanes) {
       const int lanes = at_most(columns.cells - j, kLanes);
       const int64_t first = columns.first + j, cell = columns.b * job.cells + first;
       VIndex index = {};
       for (int i = 0; i < lanes; ++i) index[i] = typename Number<A>::Index(job.index[cell + i]);
-      make_weights(job, index, weights);
-      const Moments<V> s = moments(job, columns.data + j, columns.step, weights);
+      const Cells best = cells_of(job, index);
+      make_weights(job, best, weights);
+      // Positions from the best cell: the gradient is made of differences, which are small near it.
+      const Moments<V> s = moments(job, columns.data + j, columns.step, best, weights);
       CoordsSlope<V> slope = {};
       for (int i = 0; i < lanes; ++i) {
         const Moments<A> lane = {s.top[i], s.mass[i], s.x[i], s.y[i]};
@@ -96,11 +107,11 @@ struct Loops : CpuSoftArgmax<T> {
       }
       A* at = columns.data + j;
       for (int row = 0; row < job.grid.height; ++row) {
-        const V down = weights[job.grid.width + row], by_y = slope.y * (top + A(row) - slope.mean_y);
+        const V down = weights[job.grid.width + row], by_y = slope.y * (A(row) - best.y - slope.mean_y);
         for (int col = 0; col < job.grid.width; ++col, at += columns.step) {
           const V weight = weights[col] * down;
           const V e = Number<V>::exp2(exponent(windowed(job.window, load_vector(at), weight), s.top, job.scale));
-          const V grad = weight * e * (slope.x * (left + A(col) - slope.mean_x) + by_y);
+          const V grad = weight * e * (slope.x * (A(col) - best.x - slope.mean_x) + by_y);
           std::memcpy(at, &grad, sizeof(V));
         }
       }
