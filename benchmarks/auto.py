@@ -13,7 +13,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from semimatch_kernels import backends, measured
+from semimatch_kernels import measured
+from semimatch_kernels.backends import BEHIND
 
 from .machine import ROOT
 from .measure import OURS
@@ -23,7 +24,7 @@ from .subjects import SUBJECTS
 TABLE = Path(measured.__file__)
 Orders = dict[str, dict[str, dict[str, float]]]
 
-FUSED = {s.name: backends.BEHIND[s.op] for s in SUBJECTS}
+FUSED = {s.name: BEHIND[s.op] for s in SUBJECTS}
 
 
 def orders(results: list[Results]) -> Orders:

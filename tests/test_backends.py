@@ -53,10 +53,11 @@ def test_auto_prefers_the_compiled_kernels(monkeypatch):
 
 
 def test_auto_follows_what_was_measured(monkeypatch):
+    module = sys.modules[choose.__module__]  # `smk.backends` is the function
     corr = torch.zeros(1, 4, 4)
-    monkeypatch.setattr("semimatch_kernels.backends.MEASURED", {"cpu": {"match": {"reference": 1.0, "cpu": 2.0}}})
+    monkeypatch.setattr(module, "MEASURED", {"cpu": {"match": {"reference": 1.0, "cpu": 2.0}}})
     assert choose("match", "auto", corr) == choose("softmax_entropy", "auto", corr) == "reference"
-    monkeypatch.setattr("semimatch_kernels.backends.MEASURED", {"cpu": {"match": {"triton": 1.0, "reference": 2.0}}})
+    monkeypatch.setattr(module, "MEASURED", {"cpu": {"match": {"triton": 1.0, "reference": 2.0}}})
     assert choose("match", "auto", corr) == ("triton" if library.TRITON_INTERPRET else "reference")
     assert order("match", "cuda") == ("triton", "cuda") and order("mutual_mask", "cpu") == ("cpu",)
 
@@ -88,3 +89,29 @@ def test_info_reports_every_op_and_backend(capsys):
     for op in OPS:
         assert op in text
     assert "why not:" in text and "torch" in text and "auto on cuda" in text
+
+
+def test_the_order_that_the_benchmark_writes(tmp_path):
+    """Means over the groups that have more than one of ours, forward and backward together; others do not count."""
+    pytest.importorskip("pytest_benchmark")
+    from benchmarks.auto import orders, render
+    from benchmarks.results_file import Results
+
+    def entry(op, shape, phase, peer, median):
+        return {"op": op, "shape": shape, "dtype": "fp32", "phase": phase, "peer": peer, "median": median}
+
+    entries = [
+        entry("match", "small", "forward+backward", "ours: cpu", 2.0),
+        entry("match", "small", "forward+backward", "ours: reference", 1.0),
+        entry("match_both", "large", "forward+backward", "ours: cpu", 1.0),
+        entry("match_both", "large", "forward+backward", "ours: reference", 32.0),
+        entry("match", "small", "forward", "ours: cpu", 1.0),
+        entry("match", "small", "forward+backward", "eager", 0.1),
+        entry("correlation", "small", "forward", "ours: cpu", 1.0),
+    ]
+    found = orders([Results({"gpu": "none visible"}, entries, [])])
+    assert found == {"cpu": {"match": {"cpu": 1.4, "reference": 5.7}}}
+    (tmp_path / "table.py").write_text(render(found))
+    scope: dict = {}
+    exec((tmp_path / "table.py").read_text(), scope)
+    assert scope["MEASURED"] == found
