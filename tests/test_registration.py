@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from op_cases import CASES, DTYPES, LAYOUTS, available, leaves, make, summed
@@ -20,20 +22,32 @@ def test_every_op_has_a_case():
     assert {case.op for case in CASES.values()} == {n for n in OPS if not n.endswith("_backward")} | set(COMPOSITES)
 
 
-def _utilities(dtype, layout):
-    """All four; tracing under AOTAutograd, which costs five times the rest, once a dtype and once a layout."""
+def _opchecks():
+    """Every op of every backend in all dtypes and layouts; interpreted kernels, which are slow, in all of either."""
+    for param in available():
+        case, qualified = param.values
+        for dtype, layout in itertools.product(DTYPES, LAYOUTS):
+            if qualified.endswith("_triton") and dtype != torch.float32 and layout != "contiguous":
+                continue
+            name = f"{param.id}-{dtype}-{layout}"
+            yield pytest.param(case, qualified, dtype, layout, id=name, marks=param.marks)
+
+
+def _utilities(qualified, dtype, layout):
+    """All four; tracing under AOTAutograd, which costs five times the rest, once a dtype and once a layout of the
+    reference, whose rules the other backends share, and once for each of those."""
+    if not qualified.endswith("_reference"):
+        return UTILITIES if (dtype, layout) == (torch.float32, "contiguous") else UTILITIES[:3]
     return UTILITIES if dtype == torch.float32 or layout == "transposed" else UTILITIES[:3]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("case", "qualified"), available())
+@pytest.mark.parametrize(("case", "qualified", "dtype", "layout"), list(_opchecks()))
 def test_opcheck(case, qualified, dtype, layout):
     """The four utilities, without and with gradient: the schema tells the truth, autograd is registered, the fake
     kernel agrees in shape, dtype and strides, and the op traces under AOTAutograd with dynamic shapes."""
     for grad in (False, True):
         args = make(case, dtype, layout, grad)
-        torch.library.opcheck(_op(qualified), args, test_utils=_utilities(dtype, layout))
+        torch.library.opcheck(_op(qualified), args, test_utils=_utilities(qualified, dtype, layout))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -50,7 +64,7 @@ def test_opcheck_of_the_backward(case, qualified, layout):
     if len(grads) > 1:
         grads[1] = None
     backward = qualified.replace(op.op, f"{op.op}_backward", 1)
-    utilities = tuple(u for u in UTILITIES if u != "test_autograd_registration")
+    utilities = [u for u in _utilities(qualified, torch.float32, layout) if u != "test_autograd_registration"]
     torch.library.opcheck(_op(backward), (*args, *(outputs[i] for i in spec.saved), *grads), test_utils=utilities)
 
 
