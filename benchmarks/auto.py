@@ -7,7 +7,8 @@ Written to ``semimatch_kernels/measured.py``.
 
 from __future__ import annotations
 
-import pprint
+import argparse
+import json
 import statistics
 import sys
 from collections import defaultdict
@@ -48,17 +49,23 @@ def orders(results: list[Results]) -> Orders:
 
 def render(found: Orders) -> str:
     """The text of the table."""
-    text = pprint.pformat(found, width=100, sort_dicts=False)
+    lines = []
+    for device, ops in found.items():
+        rows = [f'        "{op}": {json.dumps(times)},' for op, times in ops.items()]
+        lines += [f'    "{device}": {{', *rows, "    },"]
+    text = "\n".join(["{", *lines, "}"]) if lines else "{}"
     return (
         '"""Which of the backends was faster where it was measured: the order of ``backend="auto"``.\n\n'
         'written by benchmarks.auto\n"""\n\n'
-        "#: Kind of device -> fused op -> backend -> times as long as the fastest, the fastest first.\n# fmt: off\n"
+        "#: Kind of device -> fused op -> backend -> times as long as the fastest, the fastest first.\n"
         f"MEASURED: dict[str, dict[str, dict[str, float]]] = {text}\n"
     )
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Write the table; exit status 1 where nothing was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(arguments)
     files = sorted((ROOT / "benchmarks" / "results").glob("*/kernels.json"))
     found = orders([load(path) for path in files])
     if not found:

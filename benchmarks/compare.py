@@ -1,8 +1,9 @@
 """``python -m benchmarks.compare OLD.json NEW.json``: did anything of ours get slower?
 
 Medians of both files and their ratio, with the range that the quartiles of both allow. Exit status 0: no; 1: one of
-ours is slower by more than ``--tolerance`` and by more than the spread, or is gone; 2: the files are of different
-machines, whose times say nothing about the code (``--across-machines`` compares them all the same).
+ours is slower by more than ``--tolerance`` and by more than the spread, or is gone; 2: nothing was compared, as a file
+cannot be read, or the files are of different machines, whose times say nothing about the code (``--across-machines``
+compares them all the same).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 from pathlib import Path
 
 from .report import markdown
-from .results_file import Results, key, load, ours
+from .results_file import Results, Unreadable, key, load, ours
 
 
 def compare(old: Results, new: Results, tolerance: float) -> tuple[str, list[str]]:
@@ -47,7 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tolerance", type=float, default=0.1, help="slower by this share counts (default 0.1)")
     parser.add_argument("--across-machines", action="store_true", help="compare files of different machines")
     options = parser.parse_args(arguments)
-    old, new = load(options.old), load(options.new)
+    try:
+        old, new = load(options.old), load(options.new)
+    except Unreadable as error:
+        parser.error(str(error))
     differing = old.differing(new)
     if differing and not options.across_machines:
         print("The files are of different machines:", *differing, sep="\n  ", file=sys.stderr)

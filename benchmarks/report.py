@@ -11,7 +11,7 @@ from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
-from .results_file import Results, load, ours, roofline
+from .results_file import Results, Unreadable, load, ours, roofline
 
 LEGEND = """\
 Median and quartiles of interleaved rounds, in ms. On a GPU *warm* is a CUDA graph replayed back to back, *cold* one
@@ -125,7 +125,10 @@ def plots(results: Results, folder: Path) -> list[Path]:
             "MiB a sample": lambda e: e["memory"] / 2**20 / e["batch"] if e.get("memory") else None,
             "% of roofline": lambda e: 100 * (roofline(e, results.ceilings) or 0) or None,
         }
-        figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
+        # What was measured of none, as the memory on some systems, has no picture.
+        views = {label: value for label, value in views.items() if any(value(e) is not None for e in rows)}
+        size = (4 * len(views), 3.8)
+        figure, [axes] = pyplot.subplots(1, len(views), figsize=size, layout="constrained", squeeze=False)
         for axis, (label, value) in zip(axes, views.items(), strict=True):
             for peer in dict.fromkeys(e["peer"] for e in rows):
                 points = {e["cells"]: value(e) for e in rows if e["peer"] == peer}
@@ -158,7 +161,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("result", type=Path)
     options = parser.parse_args()
-    written = write(options.result)
+    try:
+        written = write(options.result)
+    except Unreadable as error:
+        parser.error(str(error))
     print(written[0].read_text(encoding="utf-8"))
     print("\n".join(f"written: {path}" for path in written))
 

@@ -11,6 +11,10 @@ from pathlib import Path
 MACHINE = ("cpu", "threads", "gpu")
 
 
+class Unreadable(ValueError):
+    """A file that is not there, or no result file; the message names it."""
+
+
 @dataclass(frozen=True)
 class Results:
     """Entries are the `extra_info` of test_kernels.py, with median, q1, q3 (seconds, warm) and rounds."""
@@ -42,12 +46,17 @@ class Results:
 
 
 def load(path: Path) -> Results:
-    """Reads ``path``."""
-    data = json.loads(path.read_text(encoding="utf-8"))
-    entries = []
-    for b in data["benchmarks"]:
-        entries.append(b["extra_info"] | {k: b["stats"][k] for k in ("median", "q1", "q3", "rounds")})
-    return Results(data["machine_info"]["semimatch"], entries, data.get("not_measured", []))
+    """Reads ``path``; raises `Unreadable`."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        entries = []
+        for b in data["benchmarks"]:
+            entries.append(b["extra_info"] | {k: b["stats"][k] for k in ("median", "q1", "q3", "rounds")})
+        return Results(data["machine_info"]["semimatch"], entries, data.get("not_measured", []))
+    except FileNotFoundError:
+        raise Unreadable(f"{path}: no such file") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Unreadable(f"{path}: no result of benchmarks.run ({type(error).__name__}: {error})") from error
 
 
 def key(entry: dict) -> tuple[str, str, str, str, str]:

@@ -67,7 +67,7 @@ def reason_against(op: str, backend: str, device: str, dtype: torch.dtype | None
     if backend == "reference":
         return None
     if backend not in OPS[op]:
-        return f"{op} has no {backend} implementation yet"
+        return f"{op} has no {backend} implementation" + (" yet" if BEHIND[op] else ": it is made of PyTorch's own ops")
     if backend == "triton":
         if library.TRITON_REASON is not None:
             return library.TRITON_REASON

@@ -4,5 +4,4 @@ written by benchmarks.auto
 """
 
 #: Kind of device -> fused op -> backend -> times as long as the fastest, the fastest first.
-# fmt: off
 MEASURED: dict[str, dict[str, dict[str, float]]] = {}

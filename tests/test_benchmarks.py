@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import compare, costs, groups, machine, measure, memory, report, results_file, subjects, timing
+from benchmarks import compare, costs, groups, machine, measure, memory, report, results_file, run, subjects, timing
 from benchmarks.elsewhere import Peer
 from semimatch_kernels.backends import OPS
 
@@ -69,6 +70,8 @@ def test_every_peer_that_runs_here_passes_the_gate_and_is_timed(subject, dtype):
 
 def test_a_new_backend_is_a_row(monkeypatch):
     group = _group("soft_argmax_window")
+    no = "it is not built"
+    monkeypatch.setattr(measure, "reason_against", lambda op, backend, *_: None if backend == "reference" else no)
     assert measure.OURS + "cpu" not in measure.peers(group, "forward", CPU, "none")
     monkeypatch.setattr(measure, "reason_against", lambda op, backend, device, dtype: None)
     assert {measure.OURS + "cpu", measure.OURS + "cuda"} <= set(measure.peers(group, "forward", CPU, "none"))
@@ -253,6 +256,8 @@ def test_plots(tmp_path):
     path = _file(tmp_path / "r.json", [*entries, _entry("eager", 1.0, op="mutual_filter")])
     assert [p.name for p in report.write(path)] == ["r.md", "match-fp32.png"]
     assert (tmp_path / "match-fp32.png").stat().st_size > 1000
+    of_none = [_entry("ours: cpu", cells * 1e-5, cells=cells, memory=None) for cells in (256, 1024)]
+    assert len(report.write(_file(tmp_path / "no memory.json", of_none))) == 2
 
 
 def test_the_committed_results_can_be_read():
@@ -280,3 +285,49 @@ def test_compare(tmp_path, capsys):
     assert compare.main([str(old), str(other)]) == 2
     assert "gpu: none visible and H100" in capsys.readouterr().err
     assert compare.main([str(old), str(other), "--across-machines"]) == 0
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"rows": []}'])
+def test_what_is_no_result_is_no_comparison(tmp_path, capsys, monkeypatch, text):
+    """Not the exit status of "slower", and the message names the file."""
+    good, bad = _file(tmp_path / "good.json", [_entry("ours: cpu", 1e-3)]), tmp_path / "bad.json"
+    if text is not None:
+        bad.write_text(text)
+    monkeypatch.setattr(sys, "argv", ["report", str(bad)])
+    for call in (lambda: compare.main([str(good), str(bad)]), report.main):
+        with pytest.raises(SystemExit) as ended:
+            call()
+        assert ended.value.code == 2 and f"{bad}: no " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status", [0, 1, "interrupted", "nothing"])
+def test_an_earlier_result_is_replaced_by_a_whole_one_alone(tmp_path, capfd, monkeypatch, status):
+    earlier = _file(tmp_path / "r.json", [_entry("eager", 1e-3)])
+    before = earlier.read_text()
+    whole = _file(tmp_path / "new.json", [_entry("eager", 2e-3)])
+    code = "import shutil, sys; shutil.copy(*sys.argv[1:3]); sys.exit(int(sys.argv[3]))"
+
+    def command(target, *arguments):
+        assert arguments == ("-k", "a and b") and target != earlier
+        if status == "interrupted":
+            raise KeyboardInterrupt
+        if status == "nothing":
+            return [sys.executable, "-c", "pass"]
+        return [sys.executable, "-c", code, str(whole), str(target), str(status)]
+
+    monkeypatch.setattr(run, "command", command)
+    ended = run.main(["-k", "a and b", "--to", str(earlier)])
+    out, err = capfd.readouterr()
+    if status == 0:
+        assert ended == 0 and earlier.read_text() == whole.read_text() and "# Kernels" in out
+        assert not list(tmp_path.glob("*.part"))
+    else:
+        assert ended == {"interrupted": 130}.get(status, 1)
+        assert earlier.read_text() == before and f"{earlier} is as it was" in err
+        assert ("what was measured is in" in err) == (status == 1)
+
+
+def test_a_result_file_needs_a_folder(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run.main(["--to", str(tmp_path / "none" / "r.json")])
+    assert "--to: no folder" in capsys.readouterr().err
