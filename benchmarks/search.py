@@ -102,12 +102,14 @@ def work(place: Place) -> Work | None:
             windowed = functools.partial(smk.soft_argmax_features, window=smk.GaussianWindow(5.0))
             return _features(size, itemsize, "forward", windowed)
         return _features(size, itemsize, "forward" if kernel == "forward" else "backward")
+    if key == ("ieee, levels", 4):
+        return Work(lambda s, t: smk.correlation(s, t, backend="triton"), [(4, 1024, 64, 64)] * 2, "fp32", "backward")
     if field == "products":
         return _features(*key, "backward")
     if field == "norms":
         return _features("small", 2, "forward")
-    if field == "mutual":
-        return Work(lambda c: smk.mutual_filter(c, backend="triton"), [_matrix("small")], "fp32", "forward")
+    if field == "mutual":  # a small one has the tile of "sides"
+        return Work(lambda c: smk.mutual_filter(c, backend="triton"), [_matrix("large")], "fp32", "forward")
     if field == "sides":
         return Work(lambda c: smk.dual_softmax(c, TEMPERATURE, backend="triton"), [_matrix(key)], "fp32", "forward")
     return None

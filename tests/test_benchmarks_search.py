@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import runpy
 import subprocess
 import sys
@@ -39,6 +40,11 @@ def test_every_work_is_one_that_the_tile_serves():
             assert task.phase in ("forward", "backward")
     assert [place for place, task in known.items() if task is not None]
     assert search.work(("a field of tomorrow", None)) is None
+    _, *sides = known["mutual", None].shapes[0]
+    assert math.prod(sides) > configs.SMALL_ENTRIES, "has the tile of sides"
+    for place, task in known.items():
+        if task is not None and "ieee" in str(place[1]):
+            assert task.dtype == "fp32", f"{search.name_of(place)}: products in tf32 have another tile"
 
 
 def test_improve_walks_to_the_fastest_and_stops_at_noise():
