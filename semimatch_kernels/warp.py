@@ -95,6 +95,6 @@ def warp_lookup(
         tensor([[3, 2, 1, 0]])
     """
     _check_theta(theta, None, kind, protocol)
-    height, width = _checks.check_grid(grid, None)
+    height, width = _checks.check_grid(grid, None, side="warped")
     chosen = choose("warp_lookup", backend, theta)
     return library.run("warp_lookup", chosen, theta.detach(), (height, width), kind, protocol == "released")

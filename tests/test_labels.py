@@ -231,7 +231,7 @@ BAD = [
         "window: expected GaussianWindow",
     ),
     (lambda: smk.HardWindow(True), TypeError, "radius: expected a whole number"),
-    (lambda: smk.warp_lookup(torch.zeros(1, 24), 4), TypeError, "grid: expected .H, W."),
+    (lambda: smk.warp_lookup(torch.zeros(1, 24), 4), TypeError, "grid: expected .H, W. of the warped side"),
     (lambda: smk.match(torch.zeros(1, 4, 4), (None, 4)), TypeError, r"grid\[0\]: expected a whole number"),
     (lambda: smk.match(torch.zeros(1, 4, 4), (2, 2), 1e-40), ValueError, "temperature: expected a number above 0"),
     (
