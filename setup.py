@@ -36,6 +36,8 @@ CSRC = ROOT / "csrc"
 OLDEST_TORCH = (2, 11)
 TORCH_TARGET = f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
 CXX_FLAGS = "-std=c++20 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi -Wno-ignored-attributes"
+# Messages of failed checks name the file: without the folder of the machine that built it.
+NO_PATHS = f"-ffile-prefix-map={ROOT}/="
 NVCC_FLAGS = "-std=c++20 -O3 -Xcompiler=-fPIC,-fvisibility=hidden"
 # Instruction sets that the CPU loops are compiled for beside the compiler's own; chosen at run time.
 X86_SETS = {
@@ -197,6 +199,7 @@ def build_cpp():
     cxx = find_cxx([*flags, python])
     sets = cpu_sets()
     common = [*cxx, *flags, python, f"-isystem{torch}/include", *(["-DSEMIMATCH_CPU_X86"] if sets else [])]
+    common.append(NO_PATHS)
     ninja = Ninja("_C")
     # pybind11 comes with torch, whose copy cannot be included where TORCH_TARGET_VERSION is defined.
     include = ninja.header("op_schemas.h", schemas("cpu"))
@@ -222,7 +225,8 @@ def build_cuda():
     nvcc, nvcc_version = find_nvcc(flags)
     ninja = Ninja("_C_cuda")
     for source in sorted((CSRC / "cuda").glob("*.cu")):
-        ninja.compile(source, nvcc, *flags, f"-isystem={torch}/include", TORCH_TARGET, "-DUSE_CUDA")
+        hidden = f"-Xcompiler={NO_PATHS}"
+        ninja.compile(source, nvcc, *flags, hidden, f"-isystem={torch}/include", TORCH_TARGET, "-DUSE_CUDA")
     info = texts(FLAGS=" ".join(flags), TORCH=version, NVCC=nvcc_version, CUDA_ARCHS=archs)
     include = ninja.header("op_schemas.h", schemas("cuda"))
     ninja.compile(CSRC / "cuda/build_info.cpp", nvcc, *flags, include, *info)

@@ -31,8 +31,8 @@ ITEMSIZE = {"fp32": 4, "bf16": 2}
 # architecture, sizes that are multiples of 16.
 HALF = "fp16"
 
-#: The instructions that multiply matrices, of warps, of warp groups and of the fifth generation: in PTX, and in the
-#: machine code, which is looked at in some cases (taking it apart costs as much as the compilation).
+#: The instructions that multiply matrices, of warps, of warp groups and of the fifth generation: in PTX, and in
+#: machine code, looked at in some cases only: taking it apart costs as much as the compilation.
 TENSOR_CORES = {"mma.sync": "HMMA", "wgmma.mma": "HGMMA", "tcgen05.mma": "UTCHMMA"}
 
 #: Arguments that are sizes, which are multiples of 16 in some variants.
@@ -41,10 +41,8 @@ SIZES = (
     "sources", "targets", "own_cells", "longest",
 )  # fmt: skip
 #: Arguments that are real numbers.
-REALS = (
-    "temperature", "scale", "eps", "sigma_scale", "window", "scale_x", "scale_y", "alpha1", "alpha2", "threshold",
-    "uncertainty",
-)  # fmt: skip
+REALS = ("temperature", "scale", "eps", "sigma_scale", "window", "scale_x", "scale_y")
+REALS += ("alpha1", "alpha2", "threshold", "uncertainty")
 
 #: Modules whose kernels are compiled without fused multiply-add.
 UNFUSED = ("consistency", "pseudo_labels")
