@@ -38,6 +38,8 @@ def check_corr(corr: object, name: str = "corr", leading: str = "B") -> Tensor:
     side."""
     if not isinstance(corr, Tensor):
         raise TypeError(f"{name}: expected a tensor [{leading},S,T], got {describe(corr)}")
+    if corr.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got one of layout {corr.layout}")
     if corr.dtype not in FLOATS:
         raise TypeError(f"{name}: expected dtype float32, bfloat16, float16 or float64, got {corr.dtype}")
     if (corr.dim() != 3) if leading == "B" else (corr.dim() < 2):

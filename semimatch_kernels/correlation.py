@@ -27,7 +27,8 @@ def correlation(
     Args:
         src, trg: features [B,C,*grid] in float32, bfloat16, float16 or float64 (any strides, channel-last too), or
             sequences of levels whose C may differ from level to level but whose B and grids agree. A list of Q query
-            vectors is features [B,C,Q]: the result is then [B,Q,T], Q rows against a full grid.
+            vectors is features [B,C,Q]: the result is then [B,Q,T], Q rows against a full grid. The batch must be
+            there: [C,H,W] would be taken for C samples of H channels.
         normalize: divide each feature vector by its length first, which makes the product a cosine. False = no; True or
             "inside" = sqrt(sum of squares + eps), so that a zero vector gives exactly 0; "added" = sqrt(sum of squares)
             + eps; "clamped" = max(sqrt(sum of squares), eps), as torch.nn.functional.normalize.

@@ -87,7 +87,7 @@ def pseudo_labels(
         alpha1, alpha2, sampling: as in `forward_backward_mask`.
         entropy_eps: added to each probability inside the entropy; the release uses 1e-6.
         lookup: (cell, valid) of `warp_lookup`: moves the result to the frame of a warped view. The same as warping
-            the whole correlation with nearest sampling, at 1/S of the data.
+            the whole correlation with nearest sampling, at 1/S of the data. Cells are trusted to lie in the grid.
         source_mask, target_mask: bool [B,S], [B,T], the cells that are there; the others neither teach nor are taught.
         backend: as in `match`.
 

@@ -43,6 +43,11 @@ BAD = [
     ),
     (lambda: smk.match_features(SRC, TRG, GRID, normalize=1), ValueError, "normalize: expected True, False"),
     # mutual
+    (
+        lambda: smk.mutual_filter(CORR.to_sparse()),
+        TypeError,
+        "corr: expected a dense tensor, got one of layout torch.s",
+    ),
     (lambda: smk.mutual_filter(CORR, eps=-1e-5), ValueError, "eps: expected a finite number of at least 0"),
     (lambda: smk.mutual_filter(torch.zeros(4)), ValueError, r"corr: expected shape \[...,S,T\]"),
     (lambda: smk.mutual_mask(CORR, float("nan")), ValueError, "threshold: expected a finite number"),

@@ -86,6 +86,8 @@ def test_even_sizes_are_read_in_wide_loads(compiled):
         and any(name in c["case"] for name in kernels)
         and c["load_bytes"] < 8
         and "EXCLUDE=1" not in c["case"]  # reads squares out of the rows
+        # wgmma takes tf32 by channels only: cells that lie together are turned round in registers
+        and not ("correlation_kernel" in c["case"] and "PRECISION=tf32," in c["case"])
     ]
     assert not narrow, "\n".join(narrow)
 

@@ -15,7 +15,7 @@ from .launch import on_device, options
 from .online_softmax import divide
 
 BLOCK = 256
-OPTIONS = options(num_warps=4) | {"enable_fp_fusion": False}
+OPTIONS = options(num_warps=8) | {"enable_fp_fusion": False}
 
 
 @triton.jit
