@@ -84,8 +84,8 @@ def compilations(capability: int, itemsizes: dict[str, int], variants: Sequence[
                 )  # fmt: skip
             if odd or dtype == "fp32":  # it reads entries with eps only
                 yield case(
-                    "pseudo_labels.labels_kernel", dtype, variant, ("stride_t",), 4, EPS=odd, BILINEAR=not odd,
-                    BLOCK_S=arch.sides["small"].cells, **blocks,
+                    "pseudo_labels.labels_kernel", dtype, variant, ("stride_t",), consistency.OPTIONS["num_warps"],
+                    EPS=odd, BILINEAR=not odd, BLOCK_S=arch.sides["small"].cells, **blocks,
                 )  # fmt: skip
         if variant != "split":
             yield case("dual.merge_lines_kernel", "fp32", variant, (), merge.num_warps, **blocks)
