@@ -125,3 +125,16 @@ def test_mutual_filter_of_zeros_and_nan():
     results = [run(corr, None) for run in (library.ops.mutual_filter_triton, library.definition("mutual_filter"))]
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, equal_nan=True, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("size", "temperature"), [(1.0, 1e-4), (1e6, 0.1)])
+def test_contrastive_gradient_of_large_scores(size, temperature):
+    """Probabilities are those of the forward pass: a rounding of the log-sum-exp must not reach the exponential."""
+    corr = size * torch.randn(B, S, 10)
+    rest = (torch.randint(0, S, (B, 10)), None, None, temperature, "none", SOURCE[1], 0.0, 0)
+    gradients = []
+    for name, dtype in (("triton", torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
+        leaf = corr.to(dtype).requires_grad_()
+        loss = getattr(library.ops, f"masked_contrastive_loss_{name}")(leaf, *rest)[0]
+        gradients.append(torch.autograd.grad(loss, leaf, torch.ones_like(loss))[0])
+    assert_as_good_as("gradient", *gradients)

@@ -253,3 +253,10 @@ def test_bits_repeat_and_batch_is_shared_out_in_blocks():
         configs.INTERPRETER = before
     for a, b in zip(first, whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [10.0, 1e4])
+@pytest.mark.parametrize("op", OPS_HERE)
+def test_large_scores(op, size):
+    """Features that are not normalised: a rounding of the log-sum-exp must not reach the exponential."""
+    _check(op, [size * torch.randn(B, C, n) for n in (S, T)], _rest(op, "none", (None, None), reduction="sum"))

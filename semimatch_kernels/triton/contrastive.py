@@ -26,6 +26,7 @@ from .loss import (
     loss_origin,
     merge_losses,
     merge_losses_kernel,
+    probability,
 )
 
 
@@ -105,7 +106,7 @@ def contrastive_bwd_kernel(
     norms_ptr,  # [B, kept] of `goal_norms_kernel`, None unless SMOOTH
     grad_corr_ptr,  # [B, reduced, kept], contiguous in corr's order of the two sides
     reduced, kept, stride_b, stride_r, stride_k, grad_stride_r, grad_stride_k, grad_b, grad_k,
-    width, height, rx, ry, cells_per_program, sigma_scale, temperature, scale,
+    width, height, rx, ry, cells_per_program, sigma_scale, temperature,
     ACC: tl.constexpr, SMOOTH: tl.constexpr, REDUCED_FAST: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_K kept cells of one batch entry, over one range of the reduced side; one read, one write."""
@@ -115,11 +116,10 @@ def contrastive_bwd_kernel(
     program = tl.program_id(0)
     split = (program // blocks) % splits
     batch = (program // (blocks * splits)).to(tl.int64)
-    scale = tl.full([], scale, ACC)
     start = split * cells_per_program
     end = tl.minimum(start + cells_per_program, reduced)
     cell = (program % blocks) * BLOCK_K + tl.arange(0, BLOCK_K)  # [BLOCK_K]
-    label, keep, level, factor = load_slope(
+    label, keep, logsumexp, factor = load_slope(
         labels_ptr, mask_ptr, weight_ptr, logsumexp_ptr, count_ptr, grad_ptr, grad_b, grad_k,
         batch, cell, kept, reduced, temperature, ACC,
     )  # fmt: skip
@@ -133,7 +133,7 @@ def contrastive_bwd_kernel(
     k = tl.expand_dims(cell, AXIS)
     label = tl.expand_dims(label, AXIS)
     keep = tl.expand_dims(keep, AXIS)
-    level = tl.expand_dims(level, AXIS)
+    logsumexp = tl.expand_dims(logsumexp, AXIS)
     factor = tl.expand_dims(factor, AXIS)
     r = tl.expand_dims(start + tl.arange(0, BLOCK_R), 1 - AXIS)
     pointer = corr_ptr + batch * stride_b + r.to(tl.int64) * stride_r + k.to(tl.int64) * stride_k  # a tile
@@ -142,7 +142,7 @@ def contrastive_bwd_kernel(
     for _ in range(start, end, BLOCK_R):
         ok = (r < end) & (k < kept)
         c = tl.load(pointer, mask=ok, other=0.0).to(ACC)
-        p = tl.exp2((c - level) * scale)
+        p = probability(c, logsumexp, temperature)
         if SMOOTH:
             row = r // width
             weight = goal_weight(r - row * width - label_column, row - label_row, rx, ry, sigma_scale, ACC)
@@ -272,7 +272,7 @@ def masked_contrastive_loss_backward(
         contrastive_bwd_kernel[(programs * splits,)](
             corr, *cellwise, logsumexp.contiguous(), count_ptr, grad, norms, out,
             sources, targets, *corr.stride(), *out.stride()[1:], *grad_strides, cells_per_program=cells,
-            **window, **smooth, **scalars(temperature), ACC=kernel_dtype(corr), REDUCED_FAST=reduced_fast,
+            **window, **smooth, temperature=float(temperature), ACC=kernel_dtype(corr), REDUCED_FAST=reduced_fast,
             BLOCK_R=tile.reduced, BLOCK_K=tile.kept, **options(tile.num_warps),
         )  # fmt: skip
     return out.to(corr.dtype)

@@ -11,7 +11,7 @@ from . import configs
 from .contrastive import counted, goal_norms, merge, per_cell, reduced_loss, smoothing, upstream
 from .features import Block, Sides, feature_tile, gradient, half_gain, precision
 from .launch import options, scalars
-from .loss import LOSS_FLOATS, absorb_columns, finish_loss, goal_weight, load_labels, load_slope
+from .loss import LOSS_FLOATS, absorb_columns, finish_loss, goal_weight, load_labels, load_slope, probability
 from .online_softmax import cell_xy, divide
 from .tiles import column_parts, entries, factors, feature_products, offsets, tile_xy
 
@@ -93,7 +93,7 @@ def contrastive_features_slopes_kernel(
     kept, reduced, channels, kept_stride_b, kept_stride_c, kept_stride_n,
     reduced_stride_b, reduced_stride_c, reduced_stride_n,
     here, first_batch, first_kept, slopes_stride_b, slopes_stride_k, grad_b, grad_k,
-    width, height, rx, ry, sigma_scale, temperature, scale, SMOOTH: tl.constexpr,
+    width, height, rx, ry, sigma_scale, temperature, SMOOTH: tl.constexpr,
     ACC: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, NARROW: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -106,7 +106,6 @@ def contrastive_features_slopes_kernel(
     first = ((program // blocks) % reduced_blocks) * BLOCK_R
     local_batch = (program // (blocks * reduced_blocks)).to(tl.int64)
     batch = first_batch + local_batch
-    scale = tl.full([], scale, ACC)
     k = first_kept + local_k
     ok = local_k < here
     acc = feature_products(
@@ -115,7 +114,7 @@ def contrastive_features_slopes_kernel(
         ACC, DOT, PRECISION, NARROW, BLOCK_K, BLOCK_R, BLOCK_C,
     )  # fmt: skip
     kept_factor = factors(kept_factor_ptr, batch * kept, k, kept, ACC)
-    label, _, level, slope = load_slope(
+    label, _, logsumexp, slope = load_slope(
         labels_ptr, None, weight_ptr, logsumexp_ptr, count_ptr, loss_grad_ptr, grad_b, grad_k,
         batch, k, kept, reduced, temperature, ACC,
     )  # fmt: skip
@@ -131,7 +130,7 @@ def contrastive_features_slopes_kernel(
     for i in tl.static_range(PARTS):
         r = first + i * (BLOCK_R // PARTS) + tl.arange(0, BLOCK_R // PARTS)
         factor = factors(reduced_factor_ptr, batch * reduced, r, reduced, ACC)
-        p = tl.exp2((entries(parts[i], kept_factor, factor) - level[:, None]) * scale)
+        p = probability(entries(parts[i], kept_factor, factor), logsumexp[:, None], temperature)
         if SMOOTH:
             x, y = tile_xy(first + i * (BLOCK_R // PARTS), width, height, BLOCK_R // PARTS, ACC)
             dx, dy = (x[None, :] - label_x[:, None]) * 0.5, (y[None, :] - label_y[:, None]) * 0.5
@@ -201,7 +200,7 @@ def masked_contrastive_loss_features_backward(
         contrastive_features_slopes_kernel[(block.programs(tile),)](
             *sides.pointers, labels, weight, logsumexp, count_ptr, grad, norms, gain, block.slopes,
             *sides.sizes, *sides.strides, *block.arguments, *grad_strides,
-            **window, **smooth, **scalars(temperature), **precision(trg), NARROW=sides.narrow(tile),
+            **window, **smooth, temperature=float(temperature), **precision(trg), NARROW=sides.narrow(tile),
             **tile.constants, num_stages=tile.num_stages, **options(tile.num_warps),
         )  # fmt: skip
 

@@ -78,6 +78,16 @@ def load_side_of_features(
 
 
 @triton.jit
+def snapped(c, side):
+    """Entries c [M, N] of the kept cells of `load_side_of_features`, with the best one in place of those that are it to
+    a rounding, or above: it was not read, and the rounding of a large score must not reach the exponential."""
+    best = side[0]
+    UNIT: tl.constexpr = 8.9e-16 if best.dtype == tl.float64 else 4.8e-7  # four units in the last place
+    near = best - tl.abs(best) * UNIT
+    return tl.where(c > near[:, None], best[:, None], c)
+
+
+@triton.jit
 def side_of(
     best, score, index, coords_ptr, entropy_ptr, grads, grad_strides, batch, cell, kept, width, height, temperature,
     ACC: tl.constexpr,

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from .online_softmax import divide
 
+LOG2E = tl.constexpr(1.4426950408889634)
 LOSS_FLOATS = tl.constexpr(4)  # of a partial state: best, total, goal's sum of weight times entry, of weight
 
 
@@ -85,7 +86,7 @@ def load_slope(
     labels_ptr, mask_ptr, weight_ptr, logsumexp_ptr, count_ptr, grad_ptr, grad_b, grad_k,
     batch, cell, kept, reduced, temperature, ACC: tl.constexpr,
 ):  # fmt: skip
-    """For the kept cells `cell` [N]: label, whether it counts, log-sum-exp as a raw score, and the factor of p - goal.
+    """For the kept cells `cell` [N]: label, whether it counts, log-sum-exp (0 for -inf), and the factor of p - goal.
 
     count_ptr is None unless the loss is a mean.
     """
@@ -93,8 +94,7 @@ def load_slope(
     at = batch * kept + cell
     label, keep, beyond = load_labels(labels_ptr, mask_ptr, at, ok, reduced)
     logsumexp = tl.load(logsumexp_ptr + at, mask=ok, other=0.0)
-    # As a raw score: the difference to the entries then comes before the factor, and loses no digits to it.
-    level = tl.where(logsumexp == float("-inf"), 0.0, logsumexp) * tl.full(cell.shape, temperature, ACC)
+    logsumexp = tl.where(logsumexp == float("-inf"), 0.0, logsumexp)
     factor = tl.load(grad_ptr + batch * grad_b + cell.to(tl.int64) * grad_k, mask=ok, other=0.0).to(ACC)
     if count_ptr is not None:
         count = tl.maximum(tl.load(count_ptr), 1).to(ACC)
@@ -102,7 +102,19 @@ def load_slope(
     if weight_ptr is not None:
         factor *= tl.load(weight_ptr + at, mask=ok, other=0.0)
     factor = divide(factor, tl.full(cell.shape, temperature, ACC))
-    return label, keep, level, tl.where(beyond, float("nan"), factor)
+    return label, keep, logsumexp, tl.where(beyond, float("nan"), factor)
+
+
+@triton.jit
+def probability(c, logsumexp, temperature):
+    """Of the entries c, a tile, given the log-sum-exps of their columns.
+
+    By the division that made the log-sum-exp: an entry that is nearly all of its column is 1, however large it is, and
+    not the exponential of a rounding of its size.
+    """
+    log_p = divide(c, tl.full(c.shape, temperature, c.dtype)) - logsumexp
+    # Products of features may come out larger than in the forward pass; NaN stays.
+    return tl.exp2(tl.where(log_p > 0, 0.0, log_p) * LOG2E)
 
 
 @triton.jit(do_not_specialize=["parts", "width", "height", "rx", "ry"])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import configs
 from .features import Block, Sides, feature_tile, gradient, half_gain, precision
-from .gradient import STRIDES, load_side_of_features, slope
+from .gradient import STRIDES, load_side_of_features, slope, snapped
 from .launch import (
     contiguous,
     empty_partials,
@@ -130,6 +130,7 @@ def match_features_slopes_kernel(
         r = first + i * (BLOCK_R // PARTS) + tl.arange(0, BLOCK_R // PARTS)
         factor = factors(reduced_factor_ptr, batch * reduced, r, reduced, ACC)
         c = tl.where((kept_factor < 0)[:, None], float("-inf"), entries(parts[i], kept_factor, factor))
+        c = snapped(c, side)
         x, y = tile_xy(first + i * (BLOCK_R // PARTS), width, height, BLOCK_R // PARTS, ACC)
         value = slope(side, 1, c, r[None, :], x[None, :], y[None, :], scale)
         # Not a product with 0: the factor of an excluded entry may be infinite, or NaN that of the other side.

@@ -15,7 +15,7 @@ from torch import Tensor
 from .._checks import accumulate_dtype
 from . import configs
 from .features import Block, Sides, feature_tile, gradient, half_gain, precision
-from .gradient import load_side_of_features, slope
+from .gradient import load_side_of_features, slope, snapped
 from .launch import contiguous, empty_partials, empty_results, merge_partials, on_device, options, scalars
 from .mutual import better, largest, merge_maxima_kernel
 from .online_softmax import cell_xy, finish, store_partial
@@ -195,6 +195,7 @@ def window_features_slopes_kernel(
         c = tl.where((kept_factor < 0)[:, None], float("-inf"), entries(parts[i], kept_factor, factor))
         x, y = tile_xy(first + i * (BLOCK_R // PARTS), width, height, BLOCK_R // PARTS, ACC)
         c, weight = in_window(c, x, y, centre_x, centre_y, window, GAUSSIAN, EXCLUDE)
+        c = snapped(c, side)
         value = weight * slope(side, 1, c, r[None, :], x[None, :], y[None, :], scale)
         # Not a product with 0: the factor of an excluded entry may be infinite, or NaN that of the other side.
         value = tl.where(c == float("-inf"), 0.0, value * to_products[:, None] * factor[None, :])
