@@ -12,6 +12,7 @@ from .costs import Shape
 from .subjects import SUBJECTS, Subject
 
 PHASES = ("forward", "backward", "forward+backward")
+PHASES_CPU = ("forward", "forward+backward")  # `make bench` has five minutes
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 #: SemiMatch's own size and levels; 32^2 cells as in CATs++; 64^2 and 128^2 cells; 256^2 from features alone.
@@ -54,6 +55,7 @@ class Group:
     shape_name: str
     shape: Shape
     dtype_name: str
+    differentiable: tuple[str, ...] = PHASES
 
     @property
     def dtype(self) -> torch.dtype:
@@ -65,7 +67,7 @@ class Group:
 
     @property
     def phases(self) -> tuple[str, ...]:
-        return PHASES if self.subject.differentiable else PHASES[:1]
+        return self.differentiable if self.subject.differentiable else PHASES[:1]
 
     def __str__(self) -> str:
         return f"{self.subject.name}-{self.shape_name}-{self.dtype_name}".replace(" ", "_")
@@ -73,7 +75,7 @@ class Group:
 
 def groups(cuda: bool) -> list[Group]:
     """All groups of this kind of device, those with a goal first: a run may have a limit of time."""
-    found = []
+    found, phases = [], PHASES if cuda else PHASES_CPU
     for subject in SUBJECTS:
         from_features = subject.op.endswith("_features")
         shapes = (FEATURES if from_features else MATRIX) if cuda else FEATURES_CPU if from_features else MATRIX_CPU
@@ -84,7 +86,7 @@ def groups(cuda: bool) -> list[Group]:
                 dtypes = ["bf16"]
             else:
                 dtypes = ["fp32", "tf32", "bf16"] if subject.product else ["fp32", "bf16"]
-            found += [Group(subject, name, replace(shape, width=DTYPES[d].itemsize), d) for d in dtypes]
+            found += [Group(subject, name, replace(shape, width=DTYPES[d].itemsize), d, phases) for d in dtypes]
     order = {name: i for i, name in enumerate(GOALS)}
     return sorted(found, key=lambda g: order[g.subject.name] if g.goal else len(GOALS))
 

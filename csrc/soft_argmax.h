@@ -60,12 +60,13 @@ SEMIMATCH_FN void add(Moments<V>& s, const V* c, int n, V x, V y, typename Numbe
   s = {top, s.mass * factor + mass, s.x * factor + sum_x, s.y * factor + mass * y};
 }
 
-// The coordinate of a column along an axis of `extent` cells; `sum` is that of e by the position.
+// The coordinate of a column along an axis of `extent` cells; `sum` is that of e by the position, counted from the cell
+// that is `origin` cells from the middle.
 template <class A>
-SEMIMATCH_FN A coordinate(A sum, A mass, int extent) {
+SEMIMATCH_FN A coordinate(A sum, A mass, int extent, A origin = A(0)) {
   if (extent <= 1) return A(0) * mass;
   // Divided by half the extent rather than multiplied by its inverse: exactly +-1 at the ends.
-  return mass == A(0) ? A(0) : sum / mass / (A(0.5) * A(extent - 1));
+  return mass == A(0) ? A(0) : (sum / mass + origin) / (A(0.5) * A(extent - 1));
 }
 
 // The gradient of a column by its entries is weight e (x (X - mean_x) + y (Y - mean_y)), the position (X, Y) in cells.

@@ -67,18 +67,19 @@ struct Loops : CpuSoftArgmax<T> {
   static void forward(const Job& job, const Columns<A>& columns, void* memory) {
     V* const weights = static_cast<V*>(memory);
     const int64_t rows = int64_t(job.grid.width) * job.grid.height;
-    const Cells centre = {V{} + A(0.5) * A(job.grid.width - 1), V{} + A(0.5) * A(job.grid.height - 1)};
+    const A middle_x = A(0.5) * A(job.grid.width - 1), middle_y = A(0.5) * A(job.grid.height - 1);
     for (int64_t j = 0; j < columns.cells; j += kLanes) {
       const A* const from = columns.data + j;
       Best<V> best = no_best<V>();
       for (int64_t r = 0; r < rows; ++r) take(best, load_vector(from + r * columns.step), Number<V>::same(r));
-      make_weights(job, cells_of(job, best.index), weights);
-      const Moments<V> s = moments(job, from, columns.step, centre, weights);
+      const Cells origin = cells_of(job, best.index);  // near the mean: its digits are not lost in those of the sums
+      make_weights(job, origin, weights);
+      const Moments<V> s = moments(job, from, columns.step, origin, weights);
       for (int i = 0; i < at_most(columns.cells - j, kLanes); ++i) {
         const int64_t cell = columns.b * job.cells + columns.first + j + i;
         job.index[cell] = best.index[i];
-        job.coords[2 * cell] = coordinate(s.x[i], s.mass[i], job.grid.width);
-        job.coords[2 * cell + 1] = coordinate(s.y[i], s.mass[i], job.grid.height);
+        job.coords[2 * cell] = coordinate(s.x[i], s.mass[i], job.grid.width, origin.x[i] - middle_x);
+        job.coords[2 * cell + 1] = coordinate(s.y[i], s.mass[i], job.grid.height, origin.y[i] - middle_y);
       }
     }
   }

@@ -87,8 +87,8 @@ struct SoftArgmax {
   SEMIMATCH_FN void finish(int64_t b, int64_t cell, bool, Best<A> best, const Moments<A>& s) const {
     const int64_t i = b * cells + cell;
     const Position<A> at = position_of<A>(w.grid, int(best.index));
-    coords[2 * i] = coordinate(s.x + s.mass * at.x, s.mass, w.grid.width);
-    coords[2 * i + 1] = coordinate(s.y + s.mass * at.y, s.mass, w.grid.height);
+    coords[2 * i] = coordinate(s.x, s.mass, w.grid.width, at.x);
+    coords[2 * i + 1] = coordinate(s.y, s.mass, w.grid.height, at.y);
     index[i] = best.index;
   }
 };
