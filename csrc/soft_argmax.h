@@ -60,6 +60,14 @@ SEMIMATCH_FN void add(Moments<V>& s, const V* c, int n, V x, V y, typename Numbe
   s = {top, s.mass * factor + mass, s.x * factor + sum_x, s.y * factor + mass * y};
 }
 
+// Adds the moments of another part of the column.
+template <class V>
+SEMIMATCH_FN void merge(Moments<V>& s, const Moments<V>& part, typename Number<V>::Scalar scale) {
+  const V top = part.top > s.top ? part.top : s.top;
+  const V a = Number<V>::exp2(exponent(s.top, top, scale)), b = Number<V>::exp2(exponent(part.top, top, scale));
+  s = {top, s.mass * a + part.mass * b, s.x * a + part.x * b, s.y * a + part.y * b};
+}
+
 // The coordinate of a column along an axis of `extent` cells; `sum` is that of e by the position, counted from the cell
 // that is `origin` cells from the middle.
 template <class A>

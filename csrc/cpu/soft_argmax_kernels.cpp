@@ -18,6 +18,7 @@ struct Loops : CpuSoftArgmax<T> {
   static constexpr int kLanes = SEMIMATCH_CPU::kLanes<T>;
   // Cells of a row of the grid that are added to the sums at a time.
   static constexpr int kBlock = 16;
+  static constexpr int kBand = 8;  // rows
 
   static SEMIMATCH_FN V load_vector(const A* from) {
     V v;
@@ -47,19 +48,24 @@ struct Loops : CpuSoftArgmax<T> {
       weights[job.grid.width + i] = window_weight<V>(job.window, job.width, A(i) - best.y);
   }
 
-  // Positions are counted from `origin`.
+  // Positions are counted from `origin`. Rows are summed by bands, and bands then: rounding of a long sum of numbers
+  // that are much alike all goes the same way.
   static SEMIMATCH_FN Moments<V> moments(const Job& job, const A* from, int64_t step, const Cells& origin,
                                          const V* weights) {
     Moments<V> s = no_moments<V>();
-    for (int row = 0; row < job.grid.height; ++row) {
-      const V down = weights[job.grid.width + row];
-      for (int col = 0; col < job.grid.width; col += kBlock) {
-        const int n = at_most(job.grid.width - col, kBlock);
-        V c[kBlock];
-        for (int i = 0; i < n; ++i, from += step)
-          c[i] = windowed(job.window, load_vector(from), weights[col + i] * down);
-        add(s, c, n, A(col) - origin.x, A(row) - origin.y, job.scale);
+    for (int first = 0; first < job.grid.height; first += kBand) {
+      Moments<V> band = no_moments<V>();
+      for (int row = first; row < first + at_most(job.grid.height - first, kBand); ++row) {
+        const V down = weights[job.grid.width + row];
+        for (int col = 0; col < job.grid.width; col += kBlock) {
+          const int n = at_most(job.grid.width - col, kBlock);
+          V c[kBlock];
+          for (int i = 0; i < n; ++i, from += step)
+            c[i] = windowed(job.window, load_vector(from), weights[col + i] * down);
+          add(band, c, n, A(col) - origin.x, A(row) - origin.y, job.scale);
+        }
       }
+      merge(s, band, job.scale);
     }
     return s;
   }
@@ -67,19 +73,18 @@ struct Loops : CpuSoftArgmax<T> {
   static void forward(const Job& job, const Columns<A>& columns, void* memory) {
     V* const weights = static_cast<V*>(memory);
     const int64_t rows = int64_t(job.grid.width) * job.grid.height;
-    const A middle_x = A(0.5) * A(job.grid.width - 1), middle_y = A(0.5) * A(job.grid.height - 1);
+    const Cells centre = {V{} + A(0.5) * A(job.grid.width - 1), V{} + A(0.5) * A(job.grid.height - 1)};
     for (int64_t j = 0; j < columns.cells; j += kLanes) {
       const A* const from = columns.data + j;
       Best<V> best = no_best<V>();
       for (int64_t r = 0; r < rows; ++r) take(best, load_vector(from + r * columns.step), Number<V>::same(r));
-      const Cells origin = cells_of(job, best.index);  // near the mean: its digits are not lost in those of the sums
-      make_weights(job, origin, weights);
-      const Moments<V> s = moments(job, from, columns.step, origin, weights);
+      make_weights(job, cells_of(job, best.index), weights);
+      const Moments<V> s = moments(job, from, columns.step, centre, weights);
       for (int i = 0; i < at_most(columns.cells - j, kLanes); ++i) {
         const int64_t cell = columns.b * job.cells + columns.first + j + i;
         job.index[cell] = best.index[i];
-        job.coords[2 * cell] = coordinate(s.x[i], s.mass[i], job.grid.width, origin.x[i] - middle_x);
-        job.coords[2 * cell + 1] = coordinate(s.y[i], s.mass[i], job.grid.height, origin.y[i] - middle_y);
+        job.coords[2 * cell] = coordinate(s.x[i], s.mass[i], job.grid.width);
+        job.coords[2 * cell + 1] = coordinate(s.y[i], s.mass[i], job.grid.height);
       }
     }
   }
