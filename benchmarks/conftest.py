@@ -39,3 +39,4 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
     output_json["not_measured"] = config.stash[_NOT_MEASURED]
     for entry in output_json["benchmarks"]:
         del entry["params"]  # repeats extra_info, in words no program reads
+        del entry["stats"]["data"]  # every round: median, quartiles and extremes are kept
