@@ -68,11 +68,11 @@ OPS: dict[str, Op] = {
     ),
     "match_features": Op(
         f"({_FEATURES}, {_NORM}) -> ({_SIDE.format('')})",
-        ("cpu", "triton"), inputs=(0, 1), outputs=(0, 1, 2, 3), saved=(0, 1, 2, 3, 4),
+        ("cpu", "triton", "cuda"), inputs=(0, 1), outputs=(0, 1, 2, 3), saved=(0, 1, 2, 3, 4),
     ),
     "match_features_backward": Op(
         f"({_FEATURES}, {_NORM}, {_SIDE.format('')}, {_GRADS.format('')}) -> (Tensor, Tensor)",
-        ("cpu", "triton"),
+        ("cpu", "triton", "cuda"),
     ),
     "soft_argmax": Op(
         f"({_MATCH}, str window, float width) -> (Tensor coords, Tensor index)",

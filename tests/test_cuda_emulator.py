@@ -81,6 +81,10 @@ for capability in (90, 80):
             values, rest = cases._random(shape), cases._args(variant, shape)
             for corr in list(cases._layouts(values).values())[: 2 if shape[0] > 1 else 1]:
                 cases._call(variant, True, corr, rest)
+import test_cuda_features as features
+for variant in features.VARIANTS:
+    for shape in ((2, 5, (5, 7), (3, 23)), (1, 260, (1, 1), (1, 1))):
+        features._call(variant, True, features._features(shape), features._args(variant, shape))
 print("all ran")
 """
 

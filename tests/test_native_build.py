@@ -41,6 +41,7 @@ KERNELS = {
     "pseudo_labels_in_cluster": 6, "pseudo_labels_from_parts": 8, "LabelJob": 22,
     "DualMasses": 8, "DualEntries": 4, "DualSums": 8, "DualGradient": 4,
     "SoftArgmax": 8, "SoftArgmaxSlopes": 8, "SoftArgmaxGradient": 8, "forward_backward_cells": 1,
+    "vectors_ready": 4, "features_chain": 4, "match_features_tiles": 4, "match_features_slopes": 4, "MatchSlopes": 8,
 }  # fmt: skip
 
 

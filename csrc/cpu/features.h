@@ -5,10 +5,10 @@
 #pragma once
 
 #include <algorithm>
-#include <string>
 #include <tuple>
 #include <vector>
 
+#include "../feature_tensors.h"
 #include "columns.h"
 #include "dispatch.h"
 #include "features_kernels.h"
@@ -16,17 +16,6 @@
 #include "work.h"
 
 namespace semimatch {
-
-template <class A>
-Normalizer<A> normalizer_of(const std::string& normalize, double eps, double scale = 1) {
-  const auto how = normalize == "inside"    ? Normalize::kInside
-                   : normalize == "added"   ? Normalize::kAdded
-                   : normalize == "clamped" ? Normalize::kClamped
-                                            : Normalize::kNone;
-  STD_TORCH_CHECK(how != Normalize::kNone || normalize == "none",
-                  "semimatch: normalize must be none, inside, added or clamped");
-  return {how, A(eps), A(scale)};
-}
 
 // A view of features [B,C,N]; the mask, contiguous [B,N], may be null.
 template <class T>
@@ -42,18 +31,6 @@ typename CpuFeatures<T>::Map feature_map(const Tensor& features, const bool* mas
           mask,
           normalizer,
           rounded};
-}
-
-inline void check_features(const Tensor& src, const Tensor& trg) {
-  STD_TORCH_CHECK(src.dim() == 3 && trg.dim() == 3 && src.scalar_type() == trg.scalar_type() &&
-                      src.size(0) == trg.size(0) && src.size(1) == trg.size(1),
-                  "semimatch: src and trg must be [B,C,S] and [B,C,T] of the same dtype");
-  STD_TORCH_CHECK(src.size(1) > 0 && src.size(2) > 0 && trg.size(2) > 0, "semimatch: src and trg must not be empty");
-}
-
-// An uninitialised gradient by features.
-inline Tensor new_contiguous(const Tensor& features) {
-  return torch::stable::new_empty(features, {features.size(0), features.size(1), features.size(2)});
 }
 
 // A mask [B,N] as contiguous bool, undefined where there is none; and its data.

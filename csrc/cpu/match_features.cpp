@@ -1,4 +1,6 @@
 // `match_features` on the CPU: `match` on tiles of the correlation.
+#include "../match_features_ops.h"
+
 #include <tuple>
 #include <vector>
 
@@ -8,24 +10,7 @@
 namespace semimatch {
 namespace {
 
-using Grid2 = std::vector<int64_t>;
-// coords [B,T,2], score, entropy, logsumexp [B,T], index [B,T]
-using MatchTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-struct Arguments {
-  Tensor src, trg;
-  OptionalTensor source_mask, target_mask;
-  Grid2 grid;
-  double temperature;
-  std::string normalize;
-  double eps;
-};
-
-template <class A>
-Results<A> results_of(const MatchTensors& t) {
-  return {data_of<A>(std::get<0>(t)), data_of<A>(std::get<1>(t)), data_of<A>(std::get<2>(t)),
-          data_of<A>(std::get<3>(t)), data_of<int64_t>(std::get<4>(t))};
-}
+using Arguments = MatchFeaturesArguments;
 
 // The results of cell i on.
 template <class A>
@@ -61,13 +46,11 @@ struct Call {
         cells(a.trg.size(2)) {
     job.batch = 1;
     job.rows = a.src.size(2);
-    STD_TORCH_CHECK(a.grid.size() == 2 && a.grid[0] * a.grid[1] == job.rows,
-                    "semimatch: grid must be (H, W) with H * W = ", job.rows, ", the source cells");
     job.stride_col = 1;
     job.inverse_temperature = A(1 / a.temperature);
     job.scale = A(kLog2E / a.temperature);
     job.per_col.wanted = true;
-    job.per_col.grid = {int(a.grid[0]), int(a.grid[1])};
+    job.per_col.grid = a.reduced();
     for (int64_t s = 0; s < job.rows; ++s) {
       const Position<A> p = position_of<A>(job.per_col.grid, int(s));
       x[s] = p.x;
@@ -92,98 +75,51 @@ struct Call {
   }
 };
 
-template <class T>
-void forward(const Arguments& a, const MatchTensors& results) {
-  using A = typename CpuFeatures<T>::A;
-  Call<T> call(a);
-  call.job.per_col.results = results_of<A>(results);
-  const auto& kernels = call.kernels;
-  call.tiles.forward([&](const Columns<A>& tile) {
-    const int64_t groups = tile.step / kernels.group;
-    const Scratch stats(groups, kernels.stats_bytes);
-    kernels.columns(call.on(tile, tile.step), call.positions(), 0, 0, call.job.rows, 0, groups, stats.at(0));
-    kernels.finish_columns(call.on(tile, tile.cells), 0, 0, groups, stats.at(0), 1, 0);
-  });
-}
+struct Cpu {
+  template <class T>
+  using Wide = typename CpuFeatures<T>::A;
 
-template <class T>
-std::tuple<Tensor, Tensor> backward(const Arguments& a, const MatchTensors& results,
-                                    const Gradients<typename CpuFeatures<T>::A>& grads) {
-  using A = typename CpuFeatures<T>::A;
-  Call<T> call(a);
-  call.job.per_col.results = results_of<A>(results);
-  call.job.per_col.grads = grads;
-  const auto& kernels = call.kernels;
-  const auto by_entry = [&](const Columns<A>& tile) {
-    const int64_t groups = tile.step / kernels.group;
-    const Scratch slopes(groups, kernels.slope_bytes);
-    kernels.column_slopes(call.on(tile, tile.cells), 0, 0, groups, slopes.at(0));
-    const MatchJob<A, A> job = call.on(tile, tile.step);
-    for (int64_t r = 0; r < job.rows; r += CpuMatch<A>::kRows)
-      kernels.gradient(job, call.positions(), 0, r, std::min<int64_t>(r + CpuMatch<A>::kRows, job.rows), slopes.at(0));
-  };
-  return call.tiles.backward(true, by_entry, a.src, a.trg);
-}
+  template <class F>
+  static void with_type(const Tensor& features, const F& f) {
+    semimatch::with_type(features, f);
+  }
 
-MatchTensors match_features(Tensor src, Tensor trg, OptionalTensor source_mask, OptionalTensor target_mask, Grid2 grid,
-                            double temperature, std::string normalize, double eps) {
-  check_features(src, trg);
-  const int64_t batch = src.size(0), cells = trg.size(2);
-  const ScalarType type = accumulate_type(src);
-  const auto empty = [&](ScalarType t) { return torch::stable::new_empty(src, {batch, cells}, t); };
-  const MatchTensors results = {torch::stable::new_empty(src, {batch, cells, 2}, type), empty(type), empty(type),
-                                empty(type), empty(ScalarType::Long)};
-  const Arguments a = {src, trg, source_mask, target_mask, grid, temperature, normalize, eps};
-  with_type(src, [&](auto type) { forward<decltype(type)>(a, results); });
-  return results;
-}
+  template <class T>
+  static void forward(const Arguments& a, const Results<Wide<T>>& results) {
+    Call<T> call(a);
+    call.job.per_col.results = results;
+    const auto& kernels = call.kernels;
+    call.tiles.forward([&](const Columns<Wide<T>>& tile) {
+      const int64_t groups = tile.step / kernels.group;
+      const Scratch stats(groups, kernels.stats_bytes);
+      kernels.columns(call.on(tile, tile.step), call.positions(), 0, 0, call.job.rows, 0, groups, stats.at(0));
+      kernels.finish_columns(call.on(tile, tile.cells), 0, 0, groups, stats.at(0), 1, 0);
+    });
+  }
 
-// Upstream gradients of any strides.
-template <class A>
-Strided<A> strided(const OptionalTensor& grad, const Tensor& result) {
-  if (!grad) return {nullptr, 0, 0, 0};
-  const bool pair = result.dim() == 3;
-  STD_TORCH_CHECK(grad->scalar_type() == result.scalar_type() && grad->dim() == result.dim() &&
-                      grad->size(0) == result.size(0) && grad->size(1) == result.size(1) &&
-                      (!pair || grad->size(2) == 2),
-                  "semimatch: a gradient differs from its result in dtype or shape");
-  return {data_of<const A>(*grad), grad->stride(0), grad->stride(1), pair ? grad->stride(2) : 0};
-}
-
-void check_saved(const Tensor& t, ScalarType type, int64_t numel) {
-  STD_TORCH_CHECK(t.scalar_type() == type && t.numel() == numel && t.is_contiguous(),
-                  "semimatch: a saved result is not what forward returned (dtype, size or strides differ)");
-}
-
-std::tuple<Tensor, Tensor> match_features_backward(Tensor src, Tensor trg, OptionalTensor source_mask,
-                                                   OptionalTensor target_mask, Grid2 grid, double temperature,
-                                                   std::string normalize, double eps, Tensor coords, Tensor score,
-                                                   Tensor entropy, Tensor logsumexp, Tensor index,
-                                                   OptionalTensor grad_coords, OptionalTensor grad_score,
-                                                   OptionalTensor grad_entropy, OptionalTensor grad_logsumexp) {
-  check_features(src, trg);
-  const int64_t batch = src.size(0), cells = batch * trg.size(2);
-  for (const Tensor& t : {score, entropy, logsumexp}) check_saved(t, accumulate_type(src), cells);
-  check_saved(coords, accumulate_type(src), 2 * cells);
-  check_saved(index, ScalarType::Long, cells);
-  const Arguments a = {src, trg, source_mask, target_mask, grid, temperature, normalize, eps};
-  const MatchTensors results = {coords, score, entropy, logsumexp, index};
-  std::tuple<Tensor, Tensor> by_features;
-  with_type(src, [&](auto type) {
-    using T = decltype(type);
-    using A = typename CpuFeatures<T>::A;
-    const Gradients<A> grads = {strided<A>(grad_coords, coords), strided<A>(grad_score, score),
-                                strided<A>(grad_entropy, entropy), strided<A>(grad_logsumexp, logsumexp)};
-    by_features = backward<T>(a, results, grads);
-  });
-  return by_features;
-}
+  template <class T>
+  static std::tuple<Tensor, Tensor> backward(const Arguments& a, const Results<Wide<T>>& results,
+                                             const Gradients<Wide<T>>& grads) {
+    using A = Wide<T>;
+    Call<T> call(a);
+    call.job.per_col.results = results;
+    call.job.per_col.grads = grads;
+    const auto& kernels = call.kernels;
+    const auto by_entry = [&](const Columns<A>& tile) {
+      const int64_t groups = tile.step / kernels.group;
+      const Scratch slopes(groups, kernels.slope_bytes);
+      kernels.column_slopes(call.on(tile, tile.cells), 0, 0, groups, slopes.at(0));
+      const MatchJob<A, A> job = call.on(tile, tile.step);
+      for (int64_t r = 0; r < job.rows; r += CpuMatch<A>::kRows)
+        kernels.gradient(job, call.positions(), 0, r, std::min<int64_t>(r + CpuMatch<A>::kRows, job.rows),
+                         slopes.at(0));
+    };
+    return call.tiles.backward(true, by_entry, a.src, a.trg);
+  }
+};
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(semimatch_kernels, CPU, library) {
-  library.impl("match_features", TORCH_BOX(&match_features));
-  library.impl("match_features_backward", TORCH_BOX(&match_features_backward));
-}
+STABLE_TORCH_LIBRARY_IMPL(semimatch_kernels, CPU, library) { MatchFeaturesOps<Cpu>::implement(library); }
 
 }  // namespace semimatch

@@ -144,4 +144,39 @@ inline Geometry cluster_geometry(int64_t batch, int64_t rows) {
   return {batch * shares.blocks, kLabelThreads, shares.blocks};
 }
 
+// --- from features: a block has kTile kept cells and a run of tiles of the other side ---
+
+// Enough blocks for any GPU come first; but no more than kMostRuns parts of a cell to merge: memory stays O(cells).
+constexpr int kMostRuns = 16;
+inline TileRuns feature_runs(int64_t batch, int64_t kept, int64_t reduced) {
+  constexpr int64_t kBlocks = 512;
+  const int64_t panels = ceil_div(kept, kTile), tiles = ceil_div(reduced, kTile);
+  const int64_t least = batch * panels, runs = least * kMostRuns < kBlocks ? kMostRuns : ceil_div(kBlocks, least);
+  const int64_t run = ceil_div(tiles, runs);
+  return {batch, panels, tiles, run, ceil_div(tiles, run)};
+}
+
+// For the gradient by features a block has kTile kept cells and this many channels: what fits into its registers.
+template <class A>
+constexpr int kChannels = sizeof(A) == 8 ? 128 : 256;
+template <class A>
+SEMIMATCH_FN Tiling channel_tiling(int64_t batch, int64_t cells, int64_t channels) {
+  return tiling(batch, cells, channels, kTile, kChannels<A>);
+}
+template <class A>
+inline Geometry channels_geometry(int64_t batch, int64_t cells, int64_t channels) {
+  return {channel_tiling<A>(batch, cells, channels).tiles(), kTileThreads};
+}
+
+// kTile kept cells alone.
+SEMIMATCH_FN Tiling line_tiling(int64_t batch, int64_t kept) { return tiling(batch, 1, kept, 1, kTile); }
+inline Geometry line_geometry(int64_t batch, int64_t kept) { return {line_tiling(batch, kept).tiles(), kTileThreads}; }
+
+// Features of 32 neighbouring cells, all their channels.
+constexpr int kVectorWarps = 8;
+SEMIMATCH_FN Tiling vector_tiling(int64_t batch, int64_t cells) { return tiling(batch, 1, cells, 1, kWarp); }
+inline Geometry vectors_geometry(int64_t batch, int64_t cells) {
+  return {vector_tiling(batch, cells).tiles(), kWarp * kVectorWarps};
+}
+
 }  // namespace semimatch

@@ -3,23 +3,9 @@
 #pragma once
 
 #include "../match_job.h"
-#include "launch.h"
+#include "tensors.h"
 
 namespace semimatch {
-
-// Blocks of 256 threads that should fit on a multiprocessor: leaves 64 (double: 128) registers to a thread.
-template <class A>
-constexpr int kBlocksPerSm = sizeof(A) == 8 ? 2 : 4;
-
-// To and from the accumulate type.
-template <class A, class T>
-SEMIMATCH_FN A widen(T value) {
-  return static_cast<A>(value);
-}
-template <class T, class A>
-SEMIMATCH_FN T narrow(A value) {
-  return static_cast<T>(value);
-}
 
 // Walks over cells first, first + step, first + 2 step, ... of a grid.
 template <class A>

@@ -17,22 +17,8 @@
 
 namespace semimatch {
 
-// To and from the accumulate type.
-template <class A, class T>
-SEMIMATCH_FN A widen(T value) {
-  return static_cast<A>(value);
-}
-template <class T, class A>
-SEMIMATCH_FN T narrow(A value) {
-  return static_cast<T>(value);
-}
-
 // Kernels ask for at least 1 block of theirs on a multiprocessor: left to itself, ptxas keeps registers free for more
 // by spilling what a thread needs at its end only.
-
-// Blocks of 256 threads that should fit on a multiprocessor: leaves 64 (double: 128) registers to a thread.
-template <class A>
-constexpr int kBlocksPerSm = sizeof(A) == 8 ? 2 : 4;
 
 // Entries of a line that are on their way at a time, as registers allow.
 template <class A>

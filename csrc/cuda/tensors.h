@@ -12,6 +12,20 @@ namespace semimatch {
 template <class T>
 using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+// To and from the accumulate type.
+template <class A, class T>
+SEMIMATCH_FN A widen(T value) {
+  return static_cast<A>(value);
+}
+template <class T, class A>
+SEMIMATCH_FN T narrow(A value) {
+  return static_cast<T>(value);
+}
+
+// Blocks of 256 threads that should fit on a multiprocessor: leaves 64 (double: 128) registers to a thread.
+template <class A>
+constexpr int kBlocksPerSm = sizeof(A) == 8 ? 2 : 4;
+
 // Calls f(T{}) for the element type T of `corr`.
 template <class F>
 void with_cuda_type(const Tensor& corr, const F& f) {

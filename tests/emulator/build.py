@@ -7,6 +7,7 @@ tensors. Made in build/emulator by ninja, which compiles again what has changed.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import shlex
 import shutil
@@ -66,6 +67,7 @@ def build(sanitize: bool = False) -> Path:
     return folder / "emulated.so"
 
 
+@functools.cache
 def load(library: Path) -> ctypes.CDLL:
     """Defines the ops and loads their kernels; returns the library, for its settings."""
     definitions = torch.library.Library("semimatch_emulated", "DEF")

@@ -30,8 +30,7 @@ const char* covers_tiling(const Tiling& t, const Geometry& g, int64_t batch, int
   return marks.once() ? nullptr : "not every entry is covered once";
 }
 
-const char* covers_runs(int64_t batch, int64_t rows, int64_t cols) {
-  const TileRuns runs = tile_runs(batch, rows, cols);
+const char* covers_runs(const TileRuns& runs, int64_t batch, int64_t rows, int64_t cols) {
   Marks marks(batch * runs.panels * runs.tiles);
   if (runs.panels * kTile < rows || runs.tiles * kTile < cols) return "tiles leave entries out";
   for (int64_t block = 0; block < runs.blocks(); ++block) {
@@ -61,6 +60,24 @@ const char* covers_cluster(int64_t rows) {
   return nullptr;
 }
 
+// The launches from features [batch, channels, cells].
+const char* covers_features(int64_t batch, int64_t cells, int64_t channels) {
+  const auto covers = [&](const Tiling& t, const Geometry& g, int64_t rows, int64_t cols) {
+    return covers_tiling(t, g, batch, rows, cols);
+  };
+  const char* why = covers(channel_tiling<float>(batch, cells, channels),
+                           channels_geometry<float>(batch, cells, channels), cells, channels);
+  if (!why)
+    why = covers(channel_tiling<double>(batch, cells, channels), channels_geometry<double>(batch, cells, channels),
+                 cells, channels);
+  if (!why) why = covers(vector_tiling(batch, cells), vectors_geometry(batch, cells), 1, cells);
+  if (!why) why = covers(line_tiling(batch, cells), line_geometry(batch, cells), 1, cells);
+  const TileRuns runs = feature_runs(batch, cells, channels);
+  if (!why) why = covers_runs(runs, batch, cells, channels);
+  if (!why && runs.runs > kMostRuns) why = "more parts of a cell than memory of its order";
+  return why;
+}
+
 const char* launch_limits(int64_t batch, int64_t rows, int64_t cols) {
   const Geometry all[] = {columns_geometry(batch, cols),
                           rows_geometry(batch, rows),
@@ -68,6 +85,10 @@ const char* launch_limits(int64_t batch, int64_t rows, int64_t cols) {
                           map_geometry(batch, rows, cols),
                           items_geometry(batch * (rows + cols)),
                           labels_geometry(batch, cols),
+                          tiles_geometry(feature_runs(batch, rows, cols)),
+                          channels_geometry<double>(batch, rows, cols),
+                          vectors_geometry(batch, rows),
+                          line_geometry(batch, rows),
                           fits_cluster(rows, cols) ? cluster_geometry(batch, rows) : labels_geometry(batch, rows)};
   for (const Geometry& g : all)
     if (const char* why = why_not(g)) return why;
@@ -85,7 +106,8 @@ extern "C" const char* geometry_coverage(int64_t batch, int64_t rows, int64_t co
   const char* why = covers_tiling(map_tiling(batch, rows, cols), map_geometry(batch, rows, cols), batch, rows, cols);
   if (!why) why = covers_tiling(column_tiling(batch, cols), columns_geometry(batch, cols), batch, 1, cols);
   if (!why) why = covers_tiling(label_tiling(batch, cols), labels_geometry(batch, cols), batch, 1, cols);
-  if (!why) why = covers_runs(batch, rows, cols);
+  if (!why) why = covers_runs(tile_runs(batch, rows, cols), batch, rows, cols);
+  if (!why) why = covers_features(batch, rows, cols);
   if (!why) why = covers_ranges(rows);
   if (!why && fits_cluster(rows, cols)) why = covers_cluster(rows);
   if (!why && rows_geometry(batch, rows).blocks * kRowWarps < batch * rows) why = "rows are left out";
