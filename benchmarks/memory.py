@@ -9,12 +9,14 @@ from pathlib import Path
 
 import torch
 
+import semimatch_kernels as smk
+
 
 def peak(function: Callable[[], object], device: torch.device) -> int | None:
     """Bytes; None where this system cannot tell. Call ``function`` once before: first calls allocate for good.
 
     On a GPU what PyTorch's allocator handed out. On the CPU what became resident, so scratch memory of C++ counts too:
-    the high-water mark that Linux keeps, reset before the call, freed memory having been given back.
+    the high-water mark that Linux keeps, reset before the call, freed memory having been given back, ours too.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -24,7 +26,10 @@ def peak(function: Callable[[], object], device: torch.device) -> int | None:
         torch.cuda.synchronize()
         del result
         return torch.cuda.max_memory_allocated() - before
+    kept = smk.cpu_cache() if smk.backends("match")["cpu"] is None else None
     try:
+        if kept is not None:
+            smk.cpu_cache(0)
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
@@ -33,6 +38,9 @@ def peak(function: Callable[[], object], device: torch.device) -> int | None:
         return max(0, _status("VmHWM") - before)
     except (OSError, AttributeError, KeyError):  # not Linux with glibc, or /proc is read-only
         return None
+    finally:
+        if kept is not None:
+            smk.cpu_cache(kept)
 
 
 def _status(name: str) -> int:

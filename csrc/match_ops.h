@@ -2,23 +2,14 @@
 // checked already no further than memory safety needs, allocates the results, and hands the kernels a MatchJob.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
-#include <limits>
-#include <optional>
 #include <tuple>
 #include <vector>
 
 #include "match_job.h"
+#include "tensors.h"
 
 namespace semimatch {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 // One side's tensors: coords [B,N,2], score, entropy, logsumexp [B,N], index [B,N] int64; and their gradients.
 struct SideTensors {
@@ -28,7 +19,8 @@ struct SideGrads {
   OptionalTensor coords, score, entropy, logsumexp;
 };
 
-// Device supplies the element types of its kernels (Half, BFloat16), and forward(job) and backward(job).
+// Device supplies the element types of its kernels (Half, BFloat16), new_tensor for gradients, and forward(job) and
+// backward(job).
 template <class Device>
 class MatchOps {
   template <class A>
@@ -79,8 +71,6 @@ class MatchOps {
     return side;
   }
 
-  static bool transposed(const Tensor& corr) { return corr.stride(1) < corr.stride(2); }
-
   // over_source: one match per target cell (dim 1 is reduced); over_target: one per source cell; null if not wanted.
   template <class T, class A>
   static void run(const Tensor& corr, double temperature, const Direction* over_source, const Direction* over_target,
@@ -127,10 +117,6 @@ class MatchOps {
     }
   }
 
-  static ScalarType accumulate_type(const Tensor& corr) {
-    return corr.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  }
-
   static SideTensors new_side(const Tensor& corr, int64_t cells) {
     const int64_t batch = corr.size(0);
     const ScalarType type = accumulate_type(corr);
@@ -139,13 +125,11 @@ class MatchOps {
             empty(ScalarType::Long)};
   }
 
-  // The gradient follows the layout of corr: [B,T,S] seen as [B,S,T] where the source cells are the closer ones.
   static Tensor backward(const Tensor& corr, double temperature, const Direction* over_source,
                          const Direction* over_target) {
-    const bool swap = transposed(corr);
-    Tensor grad = torch::stable::new_empty(corr, {corr.size(0), corr.size(swap ? 2 : 1), corr.size(swap ? 1 : 2)});
+    const Tensor grad = new_grad(corr, Device::new_tensor);
     dispatch(corr, temperature, over_source, over_target, &grad);
-    return swap ? torch::stable::transpose(grad, 1, 2) : grad;
+    return grad;
   }
 
  public:

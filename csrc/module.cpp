@@ -5,6 +5,7 @@
 #include <sstream>
 #include <string>
 
+#include "cpu/cache.h"
 #include "cpu/dispatch.h"
 #include "op_schemas.h"  // made by setup.py from semimatch_kernels/schemas.py
 
@@ -46,6 +47,8 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, module) {
   module.doc() = "C++ kernels of semimatch_kernels; importing this registers them with PyTorch.";
   module.def("op_schemas", &op_schemas, "Name -> schema of each op, as this binary was built for.");
+  module.def("cache_limit", &semimatch::cache_limit, "Bytes of freed results that are kept at most.");
+  module.def("set_cache_limit", &semimatch::set_cache_limit, "Sets it, and frees what is above.");
   module.def("build_info", &build_info,
              "compiler, flags, torch: version built against, torch_target: oldest version it runs with, "
              "cpu_sets: instruction sets compiled, cpu_set: the one this machine uses.");

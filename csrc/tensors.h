@@ -7,6 +7,7 @@
 
 #include <limits>
 #include <optional>
+#include <vector>
 
 #include "matrices.h"
 
@@ -52,10 +53,16 @@ Matrices<T> matrices_of(const Tensor& corr) {
   return matrices_of<T>(corr, transposed(corr));
 }
 
+using NewTensor = Tensor(const Tensor& like, const std::vector<int64_t>& sizes);
+
+inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes) {
+  return torch::stable::new_empty(like, sizes);
+}
+
 // An uninitialised gradient in the layout of corr: [B,T,S] seen as [B,S,T] where the source cells are the closer ones.
-inline Tensor new_grad(const Tensor& corr) {
+inline Tensor new_grad(const Tensor& corr, NewTensor* make = new_tensor) {
   const bool swap = transposed(corr);
-  const Tensor grad = torch::stable::new_empty(corr, {corr.size(0), corr.size(swap ? 2 : 1), corr.size(swap ? 1 : 2)});
+  const Tensor grad = make(corr, {corr.size(0), corr.size(swap ? 2 : 1), corr.size(swap ? 1 : 2)});
   return swap ? torch::stable::transpose(grad, 1, 2) : grad;
 }
 

@@ -14,6 +14,7 @@ from .correlation import correlation
 from .dual import dual_softmax, dual_softmax_features
 from .epe import sparse_epe
 from .matching import Match, match, match_features, softmax_entropy, softmax_entropy_features
+from .memory import cpu_cache
 from .mutual import mutual_filter, mutual_mask
 from .pseudo_labels import POLICIES, PseudoLabels, dash_threshold, pseudo_labels
 from .warp import warp, warp_lookup
@@ -30,6 +31,7 @@ __all__ = [
     "PseudoLabels",
     "backends",
     "correlation",
+    "cpu_cache",
     "dash_threshold",
     "dual_softmax",
     "dual_softmax_features",

@@ -3,8 +3,7 @@
 Each op of `schemas` exists in ``torch.ops.semimatch_kernels`` once a backend: ``<name>`` (C++ and CUDA, by device),
 ``<name>_triton`` and ``<name>_reference``, all with the rules registered here.
 
-Autograd: one formula for all, see `schemas.Op`; once only, and not under torch.func's transforms (PyTorch's limit for
-ops registered in Python; the plain definitions take any). Autocast: the ops take any floating dtype and compute in
+Autograd: see `autograd`. Autocast: the ops take any floating dtype and compute in
 float32 or wider, products of features in the dtype of the features; so the rule is "leave the inputs as they are",
 which is what PyTorch does without one. vmap: see `vmap`.
 """
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _native, fakes, vmap
+from . import _native, autograd, fakes, vmap
 from .reference import consistency, contrastive, correlation, epe, features, matching, mutual, pseudo_labels, warp
 from .schemas import COMPOSITES, NATIVE, OPS, Op, backend_name
 
@@ -86,71 +85,6 @@ def _triton_kernel(name: str) -> Callable:
     return kernel
 
 
-# --- autograd
-def _register_autograd(qualified: str, backward: str, op: Op) -> None:
-    arguments = getattr(ops, qualified).default._schema.arguments
-    tensors = [i for i, a in enumerate(arguments) if str(a.type) in ("Tensor", "Optional[Tensor]")]
-    lists = [i for i, a in enumerate(arguments) if str(a.type) == "List[Tensor]"]
-    constants = [i for i in range(len(arguments)) if i not in tensors and i not in lists]
-    results = len(getattr(ops, qualified).default._schema.returns)
-    without_gradient = [i for i in range(results) if i not in op.outputs]
-
-    def setup_context(ctx, inputs, output) -> None:
-        outputs = (output,) if results == 1 else output
-        ctx.save_for_backward(
-            *[inputs[i] for i in tensors], *[t for i in lists for t in inputs[i]], *[outputs[i] for i in op.saved]
-        )
-        ctx.constants = [inputs[i] for i in constants]
-        ctx.lengths = [len(inputs[i]) for i in lists]
-        ctx.mark_non_differentiable(*[outputs[i] for i in without_gradient])
-        ctx.set_materialize_grads(False)
-
-    def gradient(ctx, *grads):
-        by_input = [None] * len(arguments)
-        for i, length in zip(lists, ctx.lengths, strict=True):
-            by_input[i] = [None] * length
-        grads = [grads[i] for i in op.outputs]
-        if all(g is None for g in grads):
-            return tuple(by_input)
-        saved, args = iter(ctx.saved_tensors), [None] * len(arguments)
-        for i in tensors:
-            args[i] = next(saved)
-        for i, length in zip(lists, ctx.lengths, strict=True):
-            args[i] = [next(saved) for _ in range(length)]
-        for i, value in zip(constants, ctx.constants, strict=True):
-            args[i] = value
-        by_argument = getattr(ops, backward).default(*args, *saved, *grads)
-        for i, value in zip(op.inputs, (by_argument,) if len(op.inputs) == 1 else by_argument, strict=True):
-            by_input[i] = value
-        return tuple(by_input)
-
-    torch.library.register_autograd(f"{NAMESPACE}::{qualified}", gradient, setup_context=setup_context, lib=_LIBRARY)
-
-
-def _register_constant(qualified: str) -> None:
-    """An op without gradient: its floating results do not require one either."""
-
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.mark_non_differentiable(*(output if isinstance(output, tuple) else (output,)))
-
-    def gradient(ctx, *grads):
-        return None
-
-    torch.library.register_autograd(f"{NAMESPACE}::{qualified}", gradient, setup_context=setup_context, lib=_LIBRARY)
-
-
-def _register_no_double_backward(qualified: str, name: str) -> None:
-    function = definition(name.removesuffix("_backward"))
-
-    def gradient(ctx, *grads):
-        raise RuntimeError(
-            f"semimatch_kernels: double backward through a fused op is not supported (here {qualified}); "
-            f"differentiate the plain PyTorch definition {function.__module__}.{function.__name__} instead"
-        )
-
-    torch.library.register_autograd(f"{NAMESPACE}::{qualified}", gradient, lib=_LIBRARY)
-
-
 def _register(name: str, op: Op) -> None:
     _LIBRARY.impl(f"{name}_reference", _reference_kernel(name), "CompositeExplicitAutograd")
     if "triton" in op.backends:
@@ -159,12 +93,16 @@ def _register(name: str, op: Op) -> None:
     for qualified in {backend_name(name, b) for b in ("reference", *op.backends)}:
         torch.library.register_fake(f"{NAMESPACE}::{qualified}", getattr(fakes, name), lib=_LIBRARY)
         torch.library.register_vmap(f"{NAMESPACE}::{qualified}", vmap.rule(name, getattr(ops, qualified)), lib=_LIBRARY)
+        overload = getattr(ops, qualified).default
         if name.endswith("_backward"):
-            _register_no_double_backward(qualified, name)
+            plain = definition(name.removesuffix("_backward"))
+            kernel = autograd.once(overload, qualified, f"{plain.__module__}.{plain.__name__}")
         elif op.inputs:
-            _register_autograd(qualified, qualified.replace(name, f"{name}_backward", 1), op)
+            backward = getattr(ops, qualified.replace(name, f"{name}_backward", 1)).default
+            kernel = autograd.differentiable(overload, backward, op)
         else:
-            _register_constant(qualified)
+            kernel = autograd.constant(overload)
+        _LIBRARY.impl(qualified, kernel, "Autograd", with_keyset=True)
 
 
 for _name, _op in OPS.items():

@@ -8,6 +8,7 @@
 
 #include "contrastive_kernels.h"
 #include "dispatch.h"
+#include "memory.h"
 #include "smoothing.h"
 #include "tensors.h"
 #include "work.h"
@@ -136,7 +137,6 @@ void backward(const Arguments& a, const Tensor& logsumexp, const Tensor& count, 
   job.finite_logsumexp = finite;
   job.factor = factor;
   job.grad = data_of<T>(grad);
-  want_huge_pages(job.grad, grad.numel());
   const auto kernel = call.per_row ? kernels.gradient_of_rows : kernels.gradient_of_columns;
   const int64_t piece = std::max<int64_t>(rows_per_piece(job.corr.cols), 16);  // rows share what columns need
   for_pieces(batch, job.corr.rows, piece, [&](int64_t b, int64_t r0, int64_t r1) { kernel(job, b, r0, r1); });
@@ -164,7 +164,7 @@ Tensor masked_contrastive_loss_backward(Tensor corr, Tensor labels, OptionalTens
                                         int64_t radius, Tensor logsumexp, Tensor count, Tensor grad) {
   STD_TORCH_CHECK(corr.dim() == 3 && corr.size(1) > 0 && corr.size(2) > 0,
                   "semimatch: corr must be [B,S,T], not empty");
-  const Tensor result = new_grad(corr);
+  const Tensor result = new_grad(corr, new_large);
   const Arguments a = {corr, labels, weight, mask, temperature, reduction, width, sigma, radius};
   with_type(corr, [&](auto type) { backward<decltype(type)>(a, logsumexp, count, grad, result); });
   return result;

@@ -6,6 +6,7 @@
 
 #include "correlation_kernels.h"
 #include "features.h"
+#include "memory.h"
 
 namespace semimatch {
 namespace {
@@ -100,8 +101,8 @@ Tensor correlation(Levels src, Levels trg, std::string normalize, double eps, st
   check(src, trg, a);
   const bool wide = is_double(src[0].scalar_type()) || is_double(out_dtype);
   const int64_t levels = int64_t(src.size());
-  const Tensor out = torch::stable::new_empty(src[0], {src[0].size(0), levels, src[0].size(2), trg[0].size(2)},
-                                              wide ? ScalarType::Double : out_dtype);
+  const Tensor out = new_large_of(src[0], {src[0].size(0), levels, src[0].size(2), trg[0].size(2)},
+                                  wide ? ScalarType::Double : out_dtype);
   for (int64_t l = 0; l < levels; ++l) {
     const Tensor s = widened(src[l], wide), t = widened(trg[l], wide);
     with_type(s, [&](auto type) {

@@ -7,6 +7,7 @@
 
 #include "dispatch.h"
 #include "dual_softmax_kernels.h"
+#include "memory.h"
 #include "tensors.h"
 #include "work.h"
 
@@ -102,7 +103,7 @@ std::tuple<Tensor, Tensor, Tensor> dual_softmax(Tensor corr, double temperature,
   check(corr);
   const ScalarType type = accumulate_type(corr);
   const int64_t batch = corr.size(0), sources = corr.size(1), targets = corr.size(2);
-  const Tensor p = torch::stable::new_empty(corr, {batch, sources, targets}, type);
+  const Tensor p = new_large_of(corr, {batch, sources, targets}, type);
   const Tensor target = torch::stable::new_empty(corr, {batch, targets}, type);
   const Tensor source = torch::stable::new_empty(corr, {batch, sources}, type);
   with_type(corr, [&](auto type) {
@@ -112,7 +113,6 @@ std::tuple<Tensor, Tensor, Tensor> dual_softmax(Tensor corr, double temperature,
     call.job.rows.logsumexp = data_of<A>(source);
     call.job.cols.logsumexp = data_of<A>(target);
     call.job.p = data_of<A>(p);
-    want_huge_pages(call.job.p, p.numel());
     call.forward();
   });
   return {p, target, source};
@@ -124,7 +124,7 @@ Tensor dual_softmax_backward(Tensor corr, double temperature, bool log, Tensor, 
   STD_TORCH_CHECK(grad.scalar_type() == accumulate_type(corr) && grad.dim() == 3 && grad.size(0) == corr.size(0) &&
                       grad.size(1) == corr.size(1) && grad.size(2) == corr.size(2),
                   "semimatch: the gradient differs from its result in dtype or shape");
-  const Tensor result = new_grad(corr);
+  const Tensor result = new_grad(corr, new_large);
   with_type(corr, [&](auto type) {
     using T = decltype(type);
     using A = typename CpuDualSoftmax<T>::A;
@@ -132,7 +132,6 @@ Tensor dual_softmax_backward(Tensor corr, double temperature, bool log, Tensor, 
     Call<T> call(corr, rows, cols, temperature, log);
     call.job.grad = Call<T>::template matrix<A>(grad, rows, cols);
     call.job.grad_out = data_of<T>(result);
-    want_huge_pages(call.job.grad_out, result.numel());
     call.backward();
   });
   return result;

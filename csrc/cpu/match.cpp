@@ -7,6 +7,7 @@
 #include "../match_ops.h"
 #include "dispatch.h"
 #include "match_kernels.h"
+#include "memory.h"
 #include "parts.h"
 #include "work.h"
 
@@ -86,6 +87,7 @@ template void match_forward<Float16>(const CpuMatch<Float16>::Job&);
 namespace {
 
 struct Cpu {
+  static constexpr NewTensor* new_tensor = new_large;
   using Half = Float16;
   using BFloat16 = semimatch::BFloat16;
 
@@ -101,7 +103,6 @@ struct Cpu {
     const PositionTables<T> tables(job, kernels.group);
     const auto at = tables.get();
     const int64_t groups = ceil_div(job.cols, kernels.group);
-    want_huge_pages(job.grad, job.batch * job.rows * job.cols);
     const Scratch slopes(job.per_col.wanted ? job.batch * groups : 0, kernels.slope_bytes);
     if (job.per_col.wanted) {
       for_pieces(job.batch, groups, kNarrow / kernels.group, [&](int64_t b, int64_t g0, int64_t g1) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "memory.h"
 #include "mutual_kernels.h"
 #include "parts.h"
 #include "tensors.h"
@@ -62,11 +63,6 @@ struct Call {
     job.column_by = column_by.data();
   }
 
-  void set_out(const Tensor& out) {
-    job.out = data_of<T>(out);
-    want_huge_pages(job.out, out.numel());
-  }
-
   void find_largest(int64_t b) const {
     const int64_t groups = job.step / kernels.group;
     const Scratch best(panels * groups, kernels.best_bytes);
@@ -111,7 +107,7 @@ void forward(const Tensor& corr, const Eps& eps, const Tensor& out, const Tensor
              const Tensor& column_index) {
   Call<T> call(corr, row_index, column_index);
   const auto& kernels = call.kernels;
-  call.set_out(out);
+  call.job.out = data_of<T>(out);
   for_batch(call.batch, [&](int64_t b) {
     call.find_largest(b);
     const auto item = call.with_dividers(b, eps);
@@ -124,7 +120,7 @@ void backward(const Tensor& corr, const Eps& eps, const Tensor& row_index, const
               const Tensor& grad, const Tensor& out) {
   using A = typename CpuMutual<T>::A;
   Call<T> call(corr, row_index, column_index);
-  call.set_out(out);
+  call.job.out = data_of<T>(out);
   auto& job = call.job;
   const auto& kernels = call.kernels;
   const int64_t batch = call.batch, rows = call.rows, cols = call.cols;
@@ -166,7 +162,7 @@ void check(const Tensor& corr) {
 std::tuple<Tensor, Tensor, Tensor> mutual_filter(Tensor corr, Eps eps) {
   check(corr);
   std::vector<int64_t> shape(corr.sizes().begin(), corr.sizes().end());
-  const Tensor out = torch::stable::new_empty(corr, shape);
+  const Tensor out = new_large(corr, shape);
   const int64_t cols = shape.back();
   shape.pop_back();
   const Tensor row_index = torch::stable::new_empty(corr, shape, ScalarType::Long);
@@ -184,7 +180,7 @@ Tensor mutual_filter_backward(Tensor corr, Eps eps, Tensor row_index, Tensor col
   STD_TORCH_CHECK(
       grad.scalar_type() == corr.scalar_type() && std::equal(shape.begin(), shape.end(), size.begin(), size.end()),
       "semimatch: the gradient differs from the result in dtype or shape");
-  const Tensor out = torch::stable::new_empty(corr, shape);
+  const Tensor out = new_large(corr, shape);
   if (out.numel() > 0)
     with_type(corr, [&](auto type) { backward<decltype(type)>(corr, eps, row_index, column_index, grad, out); });
   return out;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "features.h"
+#include "memory.h"
 #include "soft_argmax_kernels.h"
 
 namespace semimatch {
@@ -112,7 +113,7 @@ Tensor soft_argmax_backward(Tensor corr, Grid2 grid, double temperature, std::st
                             Tensor coords, Tensor index, Tensor grad) {
   STD_TORCH_CHECK(corr.dim() == 3 && corr.size(1) > 0 && corr.size(2) > 0,
                   "semimatch: corr must be [B,S,T], not empty");
-  const Tensor result = new_grad(corr);
+  const Tensor result = new_grad(corr, new_large);
   with_type(corr, [&](auto type) {
     using T = decltype(type);
     using A = typename CpuSoftArgmax<T>::A;
@@ -122,7 +123,6 @@ Tensor soft_argmax_backward(Tensor corr, Grid2 grid, double temperature, std::st
                                {coords, index}, grad);
     const bool swap = transposed(corr);
     const int64_t stride_row = swap ? 1 : cells, stride_col = swap ? sources : 1;
-    want_huge_pages(data_of<T>(result), result.numel());
     for_columns<T>(corr, kernels, [&](const Columns<A>& columns) {
       kernels.backward(job, columns, weights_memory<A>(job, kernels.group).at(0));
       T* const to = data_of<T>(result) + columns.b * sources * cells + columns.first * stride_col;

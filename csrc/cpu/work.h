@@ -4,7 +4,6 @@
 // bit for bit, for every number of threads.
 #pragma once
 
-#include <sys/mman.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -33,18 +32,6 @@ class Scratch {
       : memory_(static_cast<std::byte*>(::operator new(n * size, kAlignment))), size_(size) {}
   void* at(int64_t i) const { return memory_.get() + i * size_; }
 };
-
-// Asks for huge pages for n elements that are about to be written for the first time, where they are many: the kernel
-// hands out ordinary pages one by one, which takes several times as long as writing them. Only advice.
-template <class T>
-void want_huge_pages(T* memory, int64_t n) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t kHuge = uintptr_t(2) << 20;
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + kHuge - 1) / kHuge * kHuge;
-  const uintptr_t last = reinterpret_cast<uintptr_t>(memory + n) / kHuge * kHuge;
-  if (last >= first + 2 * kHuge) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-}
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -8,6 +8,7 @@ namespace semimatch {
 namespace {
 
 struct Cuda {
+  static constexpr NewTensor* new_tensor = semimatch::new_tensor;
   using Half = __half;
   using BFloat16 = __nv_bfloat16;
 

@@ -1,0 +1,120 @@
+"""Autograd of the fused ops: one formula for all, see `schemas.Op`.
+
+Put on the dispatcher's Autograd key, as `torch.library.register_autograd` does, but without what that does for any op
+there could be (trees of arguments, keywords, defaults), which took as long as a small op itself. Once only, and not
+under torch.func's transforms (PyTorch's limit for ops registered in Python; the plain definitions take any).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch._C import _after_autograd_keyset, _AutoDispatchBelowAutograd
+
+from .schemas import Op
+
+
+def _below(op: Callable, keyset, args: tuple):
+    """Calls ``op`` past the Autograd key."""
+    with _AutoDispatchBelowAutograd():
+        return op.redispatch(keyset & _after_autograd_keyset, *args)
+
+
+def _flat(values) -> list:
+    """``values`` with the items of lists in their place."""
+    return [item for v in values for item in (v if isinstance(v, (list, tuple)) else (v,))]
+
+
+def differentiable(forward: Callable, backward: Callable, op: Op) -> Callable:
+    """The Autograd kernel of op ``forward``, whose gradient is op ``backward``."""
+    arguments, results = forward._schema.arguments, len(forward._schema.returns)
+    tensors = [i for i, a in enumerate(arguments) if str(a.type) in ("Tensor", "Optional[Tensor]")]
+    lists = [i for i, a in enumerate(arguments) if str(a.type) == "List[Tensor]"]
+    constants = [i for i in range(len(arguments)) if i not in tensors and i not in lists]
+    without_gradient = [i for i in range(results) if i not in op.outputs]
+
+    class Gradient(torch.autograd.Function):
+        """Takes the arguments as they are and, for autograd to see, those that carry a gradient one by one."""
+
+        @staticmethod
+        def forward(ctx, keyset, args, *leaves):
+            result = _below(forward, keyset, args)
+            outputs = (result,) if results == 1 else result
+            ctx.save_for_backward(
+                *[args[i] for i in tensors], *[t for i in lists for t in args[i]], *[outputs[i] for i in op.saved]
+            )
+            ctx.constants = [args[i] for i in constants]
+            ctx.lengths = [len(args[i]) for i in lists]
+            ctx.mark_non_differentiable(*[outputs[i] for i in without_gradient])
+            ctx.set_materialize_grads(False)
+            return result
+
+        @staticmethod
+        def backward(ctx, *grads):
+            grads = [grads[i] for i in op.outputs]
+            if all(g is None for g in grads):
+                return (None,) * len(ctx.needs_input_grad)
+            saved, args = iter(ctx.saved_tensors), [None] * len(arguments)
+            for i in tensors:
+                args[i] = next(saved)
+            for i, length in zip(lists, ctx.lengths, strict=True):
+                args[i] = [next(saved) for _ in range(length)]
+            for i, value in zip(constants, ctx.constants, strict=True):
+                args[i] = value
+            if torch.is_grad_enabled():  # create_graph: what comes may be differentiated, which the op refuses
+                result = backward(*args, *saved, *grads)
+            else:
+                with _AutoDispatchBelowAutograd():
+                    result = backward(*args, *saved, *grads)
+            by_input = (result,) if len(op.inputs) == 1 else result
+            return None, None, *_flat(by_input)
+
+    def kernel(keyset, *args):
+        if torch.is_grad_enabled():
+            leaves = _flat(args[i] for i in op.inputs)
+            if any(t.requires_grad for t in leaves):
+                return Gradient.apply(keyset, args, *leaves)
+        return _below(forward, keyset, args)
+
+    return kernel
+
+
+def constant(op: Callable) -> Callable:
+    """The Autograd kernel of an op without gradient: its results require none, whatever its arguments do."""
+    return lambda keyset, *args: _below(op, keyset, args)
+
+
+def once(op: Callable, name: str, instead: str) -> Callable:
+    """The Autograd kernel of a backward op: an error where its result is differentiated."""
+
+    class Gradient(torch.autograd.Function):
+        """Takes the arguments as they are and, for autograd to see, the tensors that require a gradient; returns the
+        results one by one, and in ``lengths`` how many belong to each list (None = a tensor)."""
+
+        @staticmethod
+        def forward(ctx, keyset, args, lengths, *leaves):
+            result = _below(op, keyset, args)
+            results = result if isinstance(result, tuple) else (result,)
+            lengths += [len(r) if isinstance(r, list) else None for r in results]
+            return tuple(_flat(results))
+
+        @staticmethod
+        def backward(ctx, *grads):
+            raise RuntimeError(
+                f"semimatch_kernels: double backward through a fused op is not supported (here {name}); "
+                f"differentiate the plain PyTorch definition {instead} instead"
+            )
+
+    def kernel(keyset, *args):
+        leaves = []
+        if torch.is_grad_enabled():
+            leaves = [t for t in _flat(args) if isinstance(t, torch.Tensor) and t.requires_grad]
+        if not leaves:
+            return _below(op, keyset, args)
+        lengths: list[int | None] = []
+        flat = iter(Gradient.apply(keyset, args, lengths, *leaves))
+        results = tuple(next(flat) if n is None else [next(flat) for _ in range(n)] for n in lengths)
+        return results if len(results) > 1 else results[0]
+
+    return kernel
