@@ -32,8 +32,8 @@ FEATURES = {
     "n65536": Shape(1, 65536, (256,)),
 }
 # A CPU core does in a minute what a GPU does in milliseconds.
-MATRIX_CPU = {"semimatch": SEMIMATCH, "n1024": Shape(2, 1024, (256,))}
-FEATURES_CPU = {"n1024 single": Shape(1, 1024, (256,)), "n2304 single": Shape(1, 2304, (256,))}
+MATRIX_CPU = {"n256": replace(SEMIMATCH, batch=8), "n1024": Shape(8, 1024, (256,))}
+FEATURES_CPU = {"n1024 single": Shape(1, 1024, (256,)), "n4096 single": Shape(1, 4096, (256,))}
 
 #: Shape and dtype of each op that the project has set itself a goal for: measured first, in this order.
 GOALS = {
@@ -81,7 +81,7 @@ def groups(cuda: bool) -> list[Group]:
         shapes = (FEATURES if from_features else MATRIX) if cuda else FEATURES_CPU if from_features else MATRIX_CPU
         for name, shape in shapes.items():
             if not cuda:
-                dtypes = ["fp32", "bf16"] if name == "semimatch" else ["fp32"]
+                dtypes = ["fp32", "bf16"] if name == "n256" else ["fp32"]
             elif name == "n65536":
                 dtypes = ["bf16"]
             else:

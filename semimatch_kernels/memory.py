@@ -1,4 +1,4 @@
-"""What the C++ kernels keep of the memory of freed results."""
+"""Memory that the C++ kernels keep for the next call."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ DEFAULT = 512
 
 
 def cpu_cache(mebibytes: int | None = None) -> int:
-    """The most that the C++ kernels keep of the memory of freed results, in MiB; sets it, too.
+    """The most memory that the C++ kernels keep for their next results and tables, in MiB; sets it, too.
 
     PyTorch gives large memory of the CPU back to the system at once and gets it again in zeroed pages, which costs more
-    than most of these kernels. So their results of 1 MiB and more (correlations, filtered ones, gradients) lie in
-    memory of their own, which is kept when their tensor is freed, for the next of the same size (in steps of 2 MiB).
-    Such a tensor behaves as any other, but cannot be made larger in place (`Tensor.resize_`).
+    than most of these kernels. So what they need in pieces of 1 MiB and more (correlations, filtered ones, gradients,
+    tables of their own) is kept when it is freed, for the next of the same size (in steps of 2 MiB). A tensor that lies
+    there behaves as any other, but cannot be made larger in place (`Tensor.resize_`).
 
     Args:
         mebibytes: the new limit, 0 or more. What is kept above it is freed: 0 gives everything back, and leaves the

@@ -1,12 +1,23 @@
-// The limit of what memory.cpp keeps, for module.cpp.
+// Large memory of the CPU ops: kept when it is not needed any more, for the next of its size.
+//
+// PyTorch and the C library give large memory back to the system, which hands it out anew in zeroed pages: for a
+// gradient of 33 MB that takes longer than to compute it, and a training step asks for the same sizes again and again.
 #pragma once
 
 #include <cstddef>
 
 namespace semimatch {
 
+// What is smaller comes from elsewhere, where it is kept anyway.
+constexpr size_t kLeastBlock = size_t(1) << 20;
+
+// Uninitialised memory, aligned to a page. Null if there is none.
+void* take_block(size_t bytes);
+// Takes back what `take_block` gave for so many bytes.
+void give_block(void* block, size_t bytes);
+
+// The most that is kept, in bytes. Less than before: what is above it is freed.
 size_t cache_limit();
-// Frees what is above.
 void set_cache_limit(size_t bytes);
 
 }  // namespace semimatch

@@ -16,20 +16,40 @@
 #include <vector>
 #endif
 
+#include "cache.h"
+
 namespace semimatch {
 
-// Uninitialised memory for n things of `size` bytes.
+// Uninitialised memory for n things of `size` bytes, aligned to 64.
 class Scratch {
-  static constexpr std::align_val_t kAlignment{64};
   struct Free {
-    void operator()(std::byte* p) const { ::operator delete(p, kAlignment); }
+    size_t bytes;
+    bool block;
+    void operator()(std::byte* p) const {
+      if (block) {
+        give_block(p, bytes);
+      } else {
+        ::operator delete(p, kAlignment);
+      }
+    }
   };
+  static constexpr std::align_val_t kAlignment{64};
+#ifdef __SANITIZE_ADDRESS__
+  static constexpr bool kBlocks = false;  // it does not know their ends
+#else
+  static constexpr bool kBlocks = true;
+#endif
   std::unique_ptr<std::byte, Free> memory_;
   int64_t size_;
 
+  static std::unique_ptr<std::byte, Free> allocate(size_t bytes) {
+    void* const block = kBlocks && bytes >= kLeastBlock ? take_block(bytes) : nullptr;
+    void* const memory = block != nullptr ? block : ::operator new(bytes, kAlignment);
+    return {static_cast<std::byte*>(memory), {bytes, block != nullptr}};
+  }
+
  public:
-  Scratch(int64_t n, int64_t size)
-      : memory_(static_cast<std::byte*>(::operator new(n * size, kAlignment))), size_(size) {}
+  Scratch(int64_t n, int64_t size) : memory_(allocate(size_t(n) * size_t(size))), size_(size) {}
   void* at(int64_t i) const { return memory_.get() + i * size_; }
 };
 
