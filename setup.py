@@ -59,6 +59,13 @@ def ask(command, code):
     return why if result.returncode else None
 
 
+def named(command):
+    """A compiler with its version, for messages."""
+    said = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
+    version = re.search(r"\d+\.\d[\d.]*", said)
+    return shlex.join(command) + (f" {version[0]}" if version else "")
+
+
 def find_torch():
     """Folder and version of the torch to build against. It is not imported: that takes seconds."""
     if platform.system() != "Linux":
@@ -84,7 +91,9 @@ def find_cxx(flags):
         )
     why = ask([*command, *flags, "-fsyntax-only", "-xc++", "-"], "#include <Python.h>\n#include <concepts>\n")
     if why:
-        raise NotBuilt(f"{command[0]} cannot compile C++20 and Python.h ({why}); remedy: fix that, {AGAIN}")
+        raise NotBuilt(
+            f"{named(command)} cannot compile C++20 and Python.h: {why}; remedy: name another in CXX, {AGAIN}"
+        )
     return command
 
 
@@ -102,7 +111,7 @@ def find_nvcc(flags):
     code = "#include <concepts>\n#include <cuda_runtime.h>\n__global__ void probe() {}\n"
     why = ask([nvcc, *flags, "-x", "cu", "-c", "-o", os.devnull, "-"], code)
     if why:
-        raise NotBuilt(f"{nvcc} cannot compile an empty kernel ({why}); remedy: fix that, {AGAIN}")
+        raise NotBuilt(f"{named([nvcc])} cannot compile an empty kernel: {why}; remedy: name another in NVCC, {AGAIN}")
     text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     return nvcc, re.search(r"V([\d.]+)", text)[1]
 

@@ -1,9 +1,13 @@
 """Builds and installs the package in every way that is promised: ``make build-matrix``; needs the network.
 
-From one source archive: with this environment's torch and with another one (``--torch``, by default a CPU-only build
-where the registry has one), with all compilers, without nvcc, without any; then each torch with the binary that was
-built against the other. Every wheel is looked into, installed into a fresh virtual environment, tried, and uninstalled,
-after which nothing of it may be left. Everything happens under build/matrix.
+From one source archive: with this environment's torch and with another one (``--torch``), one of which must have CUDA
+and the other not, with all compilers, without nvcc, without any; then each torch with the binary that was built against
+the other. Every wheel is looked into, installed into a fresh virtual environment, tried, and uninstalled, after which
+nothing of it may be left. What cannot run must say why, name versions and a remedy. No GPU is needed, nvcc is.
+Everything happens under build/matrix.
+
+pip fetches the other torch as it is configured here. A registry without CPU-only builds needs the help of another
+index: ``PIP_EXTRA_INDEX_URL`` or ``PIP_FIND_LINKS``, pip's own settings.
 """
 
 from __future__ import annotations
@@ -27,8 +31,8 @@ BUILD_TOOLS = ["setuptools>=77", "wheel", "pybind11>=2.13", "ninja"]
 
 # What an installed package says of itself, and whether its CPU kernels compute what the reference does.
 TRY = """
-import json, torch, semimatch_kernels as smk
-from semimatch_kernels import library
+import contextlib, io, json, torch, semimatch_kernels as smk
+from semimatch_kernels import info, library
 assert "site-packages" in smk.__file__, smk.__file__
 for backend in ("reference",) if library.CPU_REASON else ("reference", "cpu"):
     corr = torch.linspace(-1, 1, 2 * 12 * 6).reshape(2, 12, 6).sin().requires_grad_()
@@ -39,13 +43,25 @@ for backend in ("reference",) if library.CPU_REASON else ("reference", "cpu"):
         expected = m.coords, loss, grad
     for ours, wanted in zip((m.coords, loss, grad), expected):
         torch.testing.assert_close(ours, wanted)
-print(json.dumps({"torch": torch.__version__, "cpu": library.CPU_REASON, "cuda": library.CUDA_REASON}))
+reasons = {"cpu": library.CPU_REASON, "cuda": library.CUDA_REASON}
+with contextlib.redirect_stdout(io.StringIO()) as told:
+    info.main()
+for backend, reason in reasons.items():
+    if reason is not None:
+        assert f"  {backend}: {reason}  [" in told.getvalue(), told.getvalue()
+        try:
+            smk.match(corr, (3, 4), backend=backend)
+        except smk.BackendError as error:
+            assert str(error) == f"backend {backend!r} cannot run match here: {reason}", error
+        else:
+            raise AssertionError(f"{backend} ran match, which it cannot: {reason}")
+print(json.dumps(reasons))
 """
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to build, and how the reasons of the two native modules begin ("" = the module is loaded)."""
+    """One way to build, and what the reasons of the two native modules must say ("" = the module is loaded)."""
 
     name: str
     environment: dict[str, str]
@@ -53,7 +69,19 @@ class Way:
     cuda: str
 
 
-NO_COMPILER = {"CXX": "no-such-compiler", "NVCC": shutil.which("false") or "false"}
+# No GPU runs them, and each architecture takes minutes.
+ONE_ARCH = {"TORCH_CUDA_ARCH_LIST": "8.0"}
+FALSE = shutil.which("false") or "false"
+NO_NVCC = f"not built: {FALSE}"
+WAYS = [
+    Way("no nvcc", {"NVCC": FALSE}, "", NO_NVCC),
+    Way(
+        "no compiler",
+        {"NVCC": FALSE, "CXX": "no-such-compiler"},
+        "not built: no C++ compiler was found (no-such-compiler) when semimatch was installed",
+        NO_NVCC,
+    ),
+]
 
 
 def run(*command: object, **environment: str) -> str:
@@ -84,8 +112,14 @@ class Environment:
         self.torch, cuda = run(self.python, "-c", facts).split()
         self.cuda = cuda == "True"
 
-    def files(self) -> set[Path]:
-        return {path for path in self.folder.rglob("*") if "__pycache__" not in path.parts and path.is_file()}
+    def without_cuda(self) -> str:
+        """Why a CUDA module does not run with this torch; "" where it does."""
+        return "" if self.cuda else f"this torch ({self.torch}) is built without CUDA"
+
+    def contents(self) -> set[Path]:
+        """Files and folders, less the byte code of other packages, which appears when they are first imported."""
+        found = {path.relative_to(self.folder) for path in self.folder.rglob("*")}
+        return {path for path in found if "__pycache__" not in path.parts or "semimatch" in str(path)}
 
     def build(self, source: Path, way: Way) -> Path:
         """A wheel of the source archive."""
@@ -97,40 +131,80 @@ class Environment:
 
     def use(self, wheel: Path, cpu: str, cuda: str) -> None:
         """Installs, tries, uninstalls."""
-        before = self.files()
-        run(self.python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel)
-        said = json.loads(run(self.python, "-c", TRY, OMP_NUM_THREADS="1").splitlines()[-1])
+        before = self.contents()
+        # Whatever the torch next door has of this package: it is none of ours.
+        run(self.python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--ignore-installed", wheel)
+        try:
+            said = json.loads(run(self.python, "-c", TRY, OMP_NUM_THREADS="1").splitlines()[-1])
+        finally:
+            run(self.python, "-m", "pip", "uninstall", "-q", "-y", "semimatch")
+        if left := self.contents() - before:
+            raise RuntimeError(f"left behind by pip uninstall: {sorted(map(str, left))}")
         for backend, wanted in (("cpu", cpu), ("cuda", cuda)):
             reason = said[backend] or ""
             if not reason.startswith(wanted) or bool(reason) != bool(wanted):
                 raise RuntimeError(f"{backend}: expected {wanted or 'loaded'!r}, got {reason or 'loaded'!r}")
-        run(self.python, "-m", "semimatch_kernels.info")
-        run(self.python, "-m", "pip", "uninstall", "-q", "-y", "semimatch")
-        if left := self.files() - before:
-            raise RuntimeError(f"left behind by pip uninstall: {sorted(map(str, left))}")
+            if reason:
+                print(f"        {backend}: {reason}")
+            if reason and "; remedy: " not in reason:
+                raise RuntimeError(f"{backend}: no remedy is named: {reason}")
+
+
+def tracked(*folders: str) -> set[str]:
+    """The files of the repository, with their present contents; those of the repository's own host excepted."""
+    names = subprocess.run(["git", "ls-files", *folders], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return {name for name in names.split() if not name.startswith((".ci/", ".git"))}
+
+
+def pack() -> Path:
+    """The source archive, made from a copy that holds what is tracked and nothing else: setuptools also packs what it
+    packed before."""
+    for name in tracked():
+        (FOLDER / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, FOLDER / "source" / name)
+    command = f"from setuptools.build_meta import build_sdist; build_sdist({str(FOLDER)!r})"
+    subprocess.run([sys.executable, "-c", command], cwd=FOLDER / "source", check=True, capture_output=True)
+    [archive] = FOLDER.glob("*.tar.gz")
+    return archive
 
 
 def check_sdist(archive: Path) -> None:
-    """The source archive has all that a build and the tests need, and nothing built."""
+    """The source archive has all that is tracked, and beside it what setuptools says of the package."""
     with tarfile.open(archive) as file:
-        names = {name.partition("/")[2] for name in file.getnames()}
-    tracked = set(run("git", "-C", ROOT, "ls-files", "csrc", "semimatch", "semimatch_kernels", "tests").split())
-    if missing := tracked - names:
+        names = {member.name.partition("/")[2] for member in file.getmembers() if member.isfile()}
+    if missing := tracked() - names:
         raise RuntimeError(f"missing from the source archive: {sorted(missing)}")
-    if built := [name for name in names if name.endswith((".so", ".o", ".pyc", "_native_build.json"))]:
-        raise RuntimeError(f"built files in the source archive: {built}")
+    strange = {n for n in names - tracked() if n not in ("PKG-INFO", "setup.cfg") and ".egg-info/" not in n}
+    if strange:
+        raise RuntimeError(f"does not belong into the source archive: {sorted(strange)}")
 
 
 def check_wheel(wheel: Path, way: Way) -> None:
-    """The wheel has the two packages, the modules that could be built, and nothing else."""
-    names = zipfile.ZipFile(wheel).namelist()
-    if strange := [n for n in names if not n.startswith(("semimatch/", "semimatch_kernels/", "semimatch-"))]:
-        raise RuntimeError(f"does not belong into the wheel: {strange}")
-    native = {Path(n).name.partition(".")[0] for n in names if n.endswith(".so")}
-    wanted = {"_C"} if way.cpu == "" else set()
-    wanted |= set() if way.cuda.startswith("not built") else {"_C_cuda"}
-    if native != wanted:
-        raise RuntimeError(f"native modules in the wheel: expected {sorted(wanted)}, got {sorted(native)}")
+    """The wheel has the two packages with the modules that could be built, the license, and nothing else."""
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
+    native = {name for name in names if name.endswith(".so")}
+    built = {Path(name).name.partition(".")[0] for name in native}
+    wanted = ({"_C"} if way.cpu == "" else set()) | (set() if way.cuda.startswith("not built") else {"_C_cuda"})
+    if built != wanted:
+        raise RuntimeError(f"native modules in the wheel: expected {sorted(wanted)}, got {sorted(built)}")
+    about = {name for name in names if name.startswith("semimatch-") and ".dist-info/" in name}
+    expected = tracked("semimatch", "semimatch_kernels") | {"semimatch_kernels/_native_build.json"}
+    if missing := expected - names:
+        raise RuntimeError(f"missing from the wheel: {sorted(missing)}")
+    if strange := names - expected - native - about:
+        raise RuntimeError(f"does not belong into the wheel: {sorted(strange)}")
+    if not any(name.endswith("/LICENSE") for name in about):
+        raise RuntimeError("the wheel has no license")
+
+
+def check_torches(here: Environment, other: Environment) -> None:
+    """One torch with CUDA and one without."""
+    if here.cuda == other.cuda:
+        kind = "with" if here.cuda else "without"
+        raise RuntimeError(
+            f"torch {here.torch} and {other.torch} are both built {kind} CUDA; remedy: name another version with "
+            "--torch, or an index with the other kind of build in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS"
+        )
 
 
 def main() -> None:
@@ -153,20 +227,13 @@ def main() -> None:
             return None
 
     here, other = Environment("here", None), Environment("other", args.torch)
-    command = "from setuptools.build_meta import build_sdist; build_sdist('{}')"
-    subprocess.run([sys.executable, "-c", command.format(FOLDER)], cwd=ROOT, check=True, capture_output=True)
-    [source] = FOLDER.glob("*.tar.gz")
+    step(f"torch {here.torch} and torch {other.torch}: one with CUDA", lambda: check_torches(here, other))
+    source = pack()
     step("source archive: complete, nothing built", lambda: check_sdist(source))
     wheels = {}
     for environment in (here, other):
-        without = "" if environment.cuda else f"this torch ({environment.torch}) is built without CUDA"
-        ways = [Way("all compilers", {"SEMIMATCH_CUDA": "1"}, "", without)]
-        if environment is other:
-            ways += [
-                Way("no nvcc", {"NVCC": NO_COMPILER["NVCC"]}, "", "not built: "),
-                Way("no compiler", NO_COMPILER, "not built: no C++ compiler", "not built: "),
-            ]
-        for way in ways:
+        ways = [Way("all compilers", {"SEMIMATCH_CUDA": "1", **ONE_ARCH}, "", environment.without_cuda())]
+        for way in ways + (WAYS if environment is other else []):
             name = f"torch {environment.torch}, {way.name}"
             wheel = step(f"{name}: builds", lambda e=environment, w=way: e.build(source, w))
             if wheel is None:
@@ -178,13 +245,12 @@ def main() -> None:
                 lambda e=environment, p=wheel, w=way: e.use(p, w.cpu, w.cuda),
             )
     for built, used in ((here, other), (other, here)):
-        wheel = wheels.get((built, "all compilers"))
-        without = "" if used.cuda else f"this torch ({used.torch}) is built without CUDA"
-        if wheel is not None:
+        if wheel := wheels.get((built, "all compilers")):
             step(
                 f"built with torch {built.torch}, runs with torch {used.torch}",
-                lambda u=used, p=wheel, w=without: u.use(p, "", w),
+                lambda u=used, p=wheel: u.use(p, "", u.without_cuda()),
             )
+    print(f"{len(failed)} failed: {'; '.join(failed)}" if failed else "all hold")
     sys.exit(1 if failed else 0)
 
 

@@ -65,7 +65,7 @@ def _load_cuda(schemas: Mapping[str, str]) -> str | None:
         if not path.exists():
             return _why_not_built("_C_cuda")
         if torch.version.cuda is None:
-            return f"this torch ({torch.__version__}) is built without CUDA"
+            return f"this torch ({torch.__version__}) is built without CUDA; remedy: install one that is built with it"
         try:
             library = ctypes.CDLL(str(path))
         except OSError as error:

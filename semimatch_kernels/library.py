@@ -37,7 +37,7 @@ CPU_REASON, CUDA_REASON = _native.load(NATIVE)
 #: Whether Triton kernels run in its interpreter, on CPU tensors too.
 TRITON_INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
 #: Why the Triton kernels cannot run in this process, None when they can.
-TRITON_REASON = None if importlib.util.find_spec("triton") else "the package triton is not installed"
+TRITON_REASON = None if importlib.util.find_spec("triton") else "triton is not installed; remedy: pip install triton"
 
 ops = torch.ops.semimatch_kernels
 

@@ -88,7 +88,7 @@ void for_batch(int64_t batch, const F& f) {
   if (batch < torch::stable::get_num_threads()) {
     for (int64_t b = 0; b < batch; ++b) f(b);
   } else {
-    torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+    parallel(0, batch, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b) f(b);
     });
   }
