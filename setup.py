@@ -241,7 +241,9 @@ def build_cuda():
     ninja.compile(CSRC / "cuda/build_info.cpp", nvcc, *flags, include, *info)
     # libtorch.so exists in every torch, and brings libtorch_cuda.so along in those that have it.
     torch_library = [f"-L{torch}/lib", "-Xlinker=--no-as-needed", "-ltorch"]
-    return ninja.link(nvcc, "-shared", "-cudart=static", *torch_library)
+    # Where pip puts the CUDA runtime that goes with an nvcc of its own.
+    runtime = f"-L{Path(nvcc).resolve().parents[1]}/lib"
+    return ninja.link(nvcc, "-shared", "-cudart=static", runtime, *torch_library)
 
 
 BUILDERS = {"semimatch_kernels._C": build_cpp, "semimatch_kernels._C_cuda": build_cuda}

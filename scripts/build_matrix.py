@@ -86,7 +86,7 @@ WAYS = [
 
 def run(*command: object, **environment: str) -> str:
     """Runs a command; its output, or an error that shows it."""
-    inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SEMIMATCH_CUDA", "SEMIMATCH_BACKEND")}
+    inherited = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.startswith("SEMIMATCH_")}
     result = subprocess.run(
         list(map(str, command)), env={**inherited, **environment}, cwd=FOLDER, capture_output=True, text=True
     )
