@@ -59,10 +59,15 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 template <class F>
 void parallel(int64_t first, int64_t last, const F& f) {
 #ifdef __SANITIZE_THREAD__
-  // The thread sanitizer does not see how torch's pool hands over work, and would take it for a race.
+  // The thread sanitizer does not see how torch's pool hands over work, and would take it for a race. Neighbours go to
+  // different threads: that a task writes what is its neighbour's is seen.
+  constexpr int64_t kThreads = 4;
   std::vector<std::thread> threads;
-  const auto part = [&](int64_t i) { return first + (last - first) * i / 4; };
-  for (int64_t i = 0; i < 4; ++i) threads.emplace_back([&, i] { f(part(i), part(i + 1)); });
+  for (int64_t i = first; i < std::min(first + kThreads, last); ++i) {
+    threads.emplace_back([&, i] {
+      for (int64_t j = i; j < last; j += kThreads) f(j, j + 1);
+    });
+  }
   for (std::thread& thread : threads) thread.join();
 #else
   torch::stable::parallel_for(first, last, 1, f);
