@@ -13,6 +13,7 @@ index: ``PIP_EXTRA_INDEX_URL`` or ``PIP_FIND_LINKS``, pip's own settings.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -69,12 +70,12 @@ class Way:
     cuda: str
 
 
-# No GPU runs them, and each architecture takes minutes.
-ONE_ARCH = {"TORCH_CUDA_ARCH_LIST": "8.0"}
+# Each architecture takes minutes, and no GPU runs it; so do the instruction sets, which once is enough for.
+ONE_ARCH, ONE_SET = {"TORCH_CUDA_ARCH_LIST": "8.0"}, {"SEMIMATCH_CPU_SETS": "baseline"}
 FALSE = shutil.which("false") or "false"
 NO_NVCC = f"not built: {FALSE}"
 WAYS = [
-    Way("no nvcc", {"NVCC": FALSE}, "", NO_NVCC),
+    Way("no nvcc", {"NVCC": FALSE, **ONE_SET}, "", NO_NVCC),
     Way(
         "no compiler",
         {"NVCC": FALSE, "CXX": "no-such-compiler"},
@@ -150,10 +151,11 @@ class Environment:
                 raise RuntimeError(f"{backend}: no remedy is named: {reason}")
 
 
-def tracked(*folders: str) -> set[str]:
+@functools.cache
+def tracked(*folders: str) -> frozenset[str]:
     """The files of the repository, with their present contents; those of the repository's own host excepted."""
     names = subprocess.run(["git", "ls-files", *folders], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return {name for name in names.split() if not name.startswith((".ci/", ".git"))}
+    return frozenset(name for name in names.split() if not name.startswith((".ci/", ".git")))
 
 
 def pack() -> Path:
@@ -232,7 +234,8 @@ def main() -> None:
     step("source archive: complete, nothing built", lambda: check_sdist(source))
     wheels = {}
     for environment in (here, other):
-        ways = [Way("all compilers", {"SEMIMATCH_CUDA": "1", **ONE_ARCH}, "", environment.without_cuda())]
+        again = ONE_SET if environment is other else {}
+        ways = [Way("all compilers", {"SEMIMATCH_CUDA": "1", **ONE_ARCH, **again}, "", environment.without_cuda())]
         for way in ways + (WAYS if environment is other else []):
             name = f"torch {environment.torch}, {way.name}"
             wheel = step(f"{name}: builds", lambda e=environment, w=way: e.build(source, w))
