@@ -1,16 +1,16 @@
-// `match_features` on CUDA: forward 4 launches, backward 7. Tiles of the correlation are those of features.cuh, their
-// statistics those of match.h.
+// `match_features` on CUDA: forward 3 or 4 launches, backward 7. Tiles of the correlation are those of features.cuh,
+// their statistics those of match.h.
 #include "../match_features_ops.h"
 #include "feature_gradient.cuh"
-#include "match_kernels.cuh"
+#include "match_stats.cuh"
 
 namespace semimatch {
 
 // A block has kTile target cells and a run of tiles of source cells; parts [batch, runs, targets].
 template <class T>
 __global__ void __launch_bounds__(kTileThreads, 1)
-    match_features_tiles(Vectors<T> src, Vectors<T> trg, TileRuns runs, Grid grid, Wide<T> scale,
-                         Stats<Wide<T>>* parts) {
+    match_features_tiles(Vectors<T> src, Vectors<T> trg, TileRuns runs, Parts<Wide<T>> parts, Wide<T> scale,
+                         Wide<T> inverse_temperature) {
   using A = Wide<T>;
   const auto [b, panel, which_run, first_tile, last_tile] = runs.place(blockIdx.x);
   const int cell = threadIdx.x % kTile, share = threadIdx.x / kTile, first = share * kShare;
@@ -26,12 +26,12 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   for (int64_t i = first_tile; i < last_tile; ++i) {
     form_tile<T>(memory.tile, stages, there, src, trg, b, i * kTile, target0);
     __syncthreads();
-    Walk<A> down(grid, i * kTile + first, 1);
+    Walk<A> down(parts.side.grid, i * kTile + first, 1);
     add_shared(s, &memory.tile[first][cell], kTileWidth<A>, scale, down);
     __syncthreads();
   }
   merge_shares(s, memory.shares, cell, share, scale);
-  if (share == 0 && target0 + cell < trg.cells) parts[(b * runs.runs + which_run) * trg.cells + target0 + cell] = s;
+  if (share == 0 && target0 + cell < trg.cells) parts.put(b, which_run, target0 + cell, s, inverse_temperature);
 }
 
 // The gradient by entries, for features_gradient.
@@ -105,14 +105,16 @@ struct Cuda {
     const FeatureSide<T> src(a.src, a.source_mask, normalizer, false, device);
     const FeatureSide<T> trg(a.trg, a.target_mask, normalizer, false, device);
     const TileRuns runs = feature_runs(batch, targets, sources);
-    Workspace memory(a.src, batch * runs.runs * targets * int64_t(sizeof(Stats<A>)), 1);
-    auto* const parts = memory.take<Stats<A>>(batch * runs.runs * targets);
-    const A scale = A(kLog2E / a.temperature);
+    Parts<A> parts = {nullptr, runs.runs, targets, {true, grid, results, {}}};
+    const int64_t unfinished = parts.unfinished(batch), count = unfinished * runs.runs;
+    Workspace memory(a.src, count * int64_t(sizeof(Stats<A>)), 1);
+    parts.data = memory.take<Stats<A>>(count);
+    const A scale = A(kLog2E / a.temperature), inverse_temperature = A(1 / a.temperature);
     launch("match_features_tiles", match_features_tiles<T>, tiles_geometry(runs), device.stream(), src.vectors,
-           trg.vectors, runs, grid, scale, parts);
-    const Side<A> side = {true, grid, results, {}};
-    launch("match_merge", match_merge<A>, items_geometry(batch * targets), device.stream(), parts, batch, runs.runs,
-           targets, side, scale, A(1 / a.temperature));
+           trg.vectors, runs, parts, scale, inverse_temperature);
+    if (unfinished > 0)
+      launch("match_merge", match_merge<A>, items_geometry(unfinished), device.stream(), parts, Parts<A>{}, batch,
+             scale, inverse_temperature);
   }
 
   template <class T>

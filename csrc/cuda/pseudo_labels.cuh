@@ -9,7 +9,7 @@
 
 #include "../consistency.h"
 #include "../pseudo_labels.h"
-#include "ptx.cuh"
+#include "cluster.cuh"
 #include "reduce.cuh"
 
 namespace semimatch {
@@ -126,9 +126,8 @@ struct PartsInCluster {
   typename R::State* mine;
   int blocks;
   __device__ typename R::State at(int64_t, int64_t i) const {
-    auto s = shared_of(mine, 0)[i];
-    for (int p = 1; p < blocks; ++p) r.merge(s, shared_of(mine, p)[i]);
-    return s;
+    using State = typename R::State;
+    return over_cluster(mine + i, 0, 1, blocks, [&](State& s, const State& other) { r.merge(s, other); });
   }
 };
 

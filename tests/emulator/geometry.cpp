@@ -60,6 +60,41 @@ const char* covers_cluster(int64_t rows) {
   return nullptr;
 }
 
+// The launches of `match`: every entry is in one strip and range, every part of a result in one cluster.
+template <class A>
+const char* covers_strips(int64_t batch, int64_t rows, int64_t cols, int strip_cols, bool per_row, bool clusters) {
+  const Strips s = strips_of<A>(batch, rows, cols, strip_cols, per_row, clusters);
+  if (!clusters && s.cluster() != 1) return "clusters on a GPU that has none";
+  if (per_row && s.run > kMostStripTiles<A>) return "a range's rows do not fit shared memory";
+  if (!per_row && clusters && s.col_pieces() > 1) return "columns alone need a second launch";
+  const int64_t tiles = ceil_div(rows, kStripRows), strips = ceil_div(cols, strip_cols);
+  if (s.ranges * s.run < tiles || (s.ranges - 1) * s.run >= tiles) return "ranges leave rows out, or are empty";
+  Marks marks(batch * tiles * strips), row_parts(batch * tiles * s.row_pieces() * s.across),
+      col_parts(batch * strips * s.col_pieces() * s.down);
+  for (int64_t block = 0; block < s.blocks(); ++block) {
+    const Strips::Place at = s.place(block);
+    if (block % s.cluster() != at.down * s.across + at.across) return "a block has another rank than its place says";
+    if (at.b >= batch) return "a block beyond the batch";
+    for (int64_t t = at.range * s.run; t < (at.range + 1) * s.run && t < tiles; ++t) {
+      row_parts.mark(((at.b * tiles + t) * s.row_pieces() + at.strip / s.across) * s.across + at.across);
+      if (at.strip < strips) marks.mark((at.b * tiles + t) * strips + at.strip);
+    }
+    if (at.strip < strips)
+      col_parts.mark(((at.b * strips + at.strip) * s.col_pieces() + at.range / s.down) * s.down + at.down);
+  }
+  return marks.once() && row_parts.once() && col_parts.once() ? nullptr : "not every part of a strip is covered once";
+}
+
+// Calls check(strip_cols, per_row, clusters) for all that there is, until one says why not.
+template <class Check>
+const char* each_kind_of_strips(const Check& check) {
+  for (const int strip_cols : {kStripCols<1>, kStripCols<2>, kStripCols<4>, kStripCols<8>})
+    for (const bool per_row : {false, true})
+      for (const bool clusters : {false, true})
+        if (const char* why = check(strip_cols, per_row, clusters)) return why;
+  return nullptr;
+}
+
 // The launches from features [batch, channels, cells].
 const char* covers_features(int64_t batch, int64_t cells, int64_t channels) {
   const auto covers = [&](const Tiling& t, const Geometry& g, int64_t rows, int64_t cols) {
@@ -89,10 +124,15 @@ const char* launch_limits(int64_t batch, int64_t rows, int64_t cols) {
                           channels_geometry<double>(batch, rows, cols),
                           vectors_geometry(batch, rows),
                           line_geometry(batch, rows),
+                          strip_tiles_geometry<1>(batch, rows, cols),
+                          strip_tiles_geometry<2>(batch, rows, cols),
+                          strip_tiles_geometry<8>(batch, rows, cols),
                           fits_cluster(rows, cols) ? cluster_geometry(batch, rows) : labels_geometry(batch, rows)};
   for (const Geometry& g : all)
     if (const char* why = why_not(g)) return why;
-  return nullptr;
+  return each_kind_of_strips([&](int strip_cols, bool per_row, bool clusters) {
+    return why_not(strips_geometry(strips_of<float>(batch, rows, cols, strip_cols, per_row, clusters)));
+  });
 }
 
 }  // namespace
@@ -108,6 +148,14 @@ extern "C" const char* geometry_coverage(int64_t batch, int64_t rows, int64_t co
   if (!why) why = covers_tiling(label_tiling(batch, cols), labels_geometry(batch, cols), batch, 1, cols);
   if (!why) why = covers_runs(tile_runs(batch, rows, cols), batch, rows, cols);
   if (!why) why = covers_features(batch, rows, cols);
+  if (!why)
+    why = each_kind_of_strips([&](int strip_cols, bool per_row, bool clusters) {
+      const char* const wide = covers_strips<double>(batch, rows, cols, strip_cols, per_row, clusters);
+      return wide ? wide : covers_strips<float>(batch, rows, cols, strip_cols, per_row, clusters);
+    });
+  if (!why)
+    why = covers_tiling(strip_tiling<4>(batch, rows, cols), strip_tiles_geometry<4>(batch, rows, cols), batch, rows,
+                        cols);
   if (!why) why = covers_ranges(rows);
   if (!why && fits_cluster(rows, cols)) why = covers_cluster(rows);
   if (!why && rows_geometry(batch, rows).blocks * kRowWarps < batch * rows) why = "rows are left out";
