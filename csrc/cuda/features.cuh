@@ -1,10 +1,9 @@
 // What the ops from features share on CUDA: features made ready for products, tiles of the correlation that never leave
-// a block, the gradient by features, and the chain rule of the normalisation. Memory is O((S + T) C).
+// a block, and the chain rule of the normalisation. Memory is O((S + T) C).
 //
-//   vectors_ready      features of any strides -> normalised, zero where they are not there, channels next to each
-//   other form_tile          64 x 64 entries of the correlation in shared memory features_gradient  sums of slope x
-//   feature for 64 cells of one side, over the cells of the other: no atomics features_chain     from the gradient by
-//   normalised features to that by the features
+// vectors_ready makes features of any strides ready for products: normalised, zero where they are not there, channels
+// next to each other. form_tile puts 64 x 64 entries of the correlation into shared memory. features_chain takes the
+// gradient by ready vectors, which feature_gradient.cuh sums, to that by the features.
 //
 // Products of halves are formed in tensor cores, sums in float. float is multiplied on the ordinary cores, with all of
 // its digits, whatever PyTorch's setting for products allows; so is double. The gradient multiplies slopes, which have
