@@ -112,12 +112,12 @@ OPS: dict[str, Op] = {
     "masked_contrastive_loss_features": Op(
         f"(Tensor src, Tensor trg, {_LABELS}, Tensor? source_mask, {_LOSS}, {_NORM})"
         " -> (Tensor loss, Tensor logsumexp, Tensor count)",
-        ("cpu", "triton"), inputs=(0, 1), outputs=(0,), saved=(1, 2),
+        ("cpu", "triton", "cuda"), inputs=(0, 1), outputs=(0,), saved=(1, 2),
     ),
     "masked_contrastive_loss_features_backward": Op(
         f"(Tensor src, Tensor trg, {_LABELS}, Tensor? source_mask, {_LOSS}, {_NORM},"
         " Tensor logsumexp, Tensor count, Tensor grad) -> (Tensor, Tensor)",
-        ("cpu", "triton"),
+        ("cpu", "triton", "cuda"),
     ),
     "forward_backward_mask": Op(
         "(Tensor index_own, Tensor index_other, SymInt[2] own, SymInt[2] other, float alpha1, float alpha2,"

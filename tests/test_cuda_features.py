@@ -45,12 +45,31 @@ def _match(normalize: str, eps: float, source_mask: bool = False, target_mask: b
     return rest
 
 
+def _loss(reduction: str, normalize: str, eps: float, sigma: float = 0.0, radius: int = 0, plain: bool = False):
+    def rest(batch, source, target):
+        sources, targets = _cells(source), _cells(target)
+        labels = torch.randint(0, sources, (batch, targets))
+        if plain:
+            return labels, None, None, None, 0.1, reduction, sources, sigma, radius, normalize, eps
+        labels[:, 3::5] = -1
+        source_mask = (torch.rand(sources, batch) < 0.7).t().scatter(1, labels.clamp(min=0), True)  # a finite loss
+        given = labels, torch.rand(targets, batch).t(), torch.rand(batch, targets) < 0.7, source_mask
+        return *given, 0.1, reduction, source[1], sigma, radius, normalize, eps
+
+    return rest
+
+
 VARIANTS = {
     "match": Variant("match_features", _match("inside", 1e-6)),
     "match, none, masks": Variant("match_features", _match("none", 0.0, True, True)),
     "match, added, source mask": Variant("match_features", _match("added", 1e-3, True, False)),
     "match, clamped, target mask": Variant("match_features", _match("clamped", 1.5, False, True)),
+    "loss": Variant("masked_contrastive_loss_features", _loss("mean", "inside", 1e-6)),
+    "loss, sum, plain": Variant("masked_contrastive_loss_features", _loss("sum", "none", 0.0, plain=True)),
+    "loss, none, smoothed": Variant("masked_contrastive_loss_features", _loss("none", "added", 1e-3, 1.0, 3)),
+    "loss, mean, smoothed wide": Variant("masked_contrastive_loss_features", _loss("mean", "clamped", 1.5, 2.5, 100)),
 }
+LOSSES = [name for name in VARIANTS if name.startswith("loss")]
 
 
 def test_every_op_of_the_backend_is_here():
@@ -62,6 +81,14 @@ def _args(variant: str, shape: tuple) -> tuple:
     torch.manual_seed(1)
     batch, _, source, target = shape
     return VARIANTS[variant].rest(batch, source, target)
+
+
+def _there(variant: str, rest: tuple) -> tuple[Tensor | None, Tensor | None]:
+    """The cells of each side that take part, None for all."""
+    if variant not in LOSSES:
+        return rest[:2]
+    labels, _, mask, source_mask = rest[:4]
+    return source_mask, labels >= 0 if mask is None else mask & (labels >= 0)
 
 
 def _features(shape: tuple, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -166,7 +193,7 @@ def test_non_finite_features(variant, fill):
         values[side][0, 2, 3] = values[side][1, :, 20] = fill
         _compare(variant, values, values, rest, _upstream(variant, values, rest))
     values = _features(shape)
-    for features, mask in zip(values, rest[:2], strict=True):
+    for features, mask in zip(values, _there(variant, rest), strict=True):
         if mask is not None:
             features.masked_fill_(~mask[:, None], fill)
     _, grads = _call(variant, True, values, rest)
@@ -205,3 +232,36 @@ def test_expanded_and_transposed_gradients(variant):
     _compare(variant, values, values, rest, expanded, "expanded")
     turned = [torch.randn(u.shape[::-1]).permute(list(range(u.dim()))[::-1]) for u in expanded]
     _compare(variant, values, values, rest, turned, "transposed")
+
+
+@pytest.mark.parametrize("variant", LOSSES)
+def test_labels_at_the_edges(variant):
+    """A label that names no cell gives NaN; one on a cell that is not there +inf, and no gradient to that cell; no cell
+    that counts, 0."""
+    shape = SHAPES["odd"]
+    values, (labels, weight, mask, _, *numbers) = _features(shape), _args(variant, shape)
+    source_mask = torch.ones(3, 35).bool()
+    mask = None if mask is None else mask.index_fill(1, torch.tensor([1, 33, 50]), True)
+    labels[2, 50], source_mask[2, 34] = 34, False
+    excluded = (labels, weight, mask, source_mask, *numbers)
+    upstream = _upstream(variant, values, excluded)
+    (loss, _, _), (by_src, _) = _call(variant, True, values, excluded, upstream)
+    assert loss.isinf().any() and by_src[2, :, 34].count_nonzero() == 0
+    _compare(variant, values, values, excluded, upstream)
+    labels[0, 1], labels[1, 33] = 35, 1 << 40
+    rest = (labels, weight, mask, source_mask, *numbers)
+    assert _call(variant, True, values, rest, upstream)[0][0].isnan().any()
+    _compare(variant, values, values, rest, upstream)
+    rest = (labels.clamp(max=-1), weight, mask, source_mask, *numbers)
+    results, grads = _call(variant, True, values, rest)
+    assert all(t.count_nonzero() == 0 for t in (*results, *grads))
+
+
+@pytest.mark.parametrize("variant", LOSSES)
+def test_a_column_of_excluded_entries_alone(variant):
+    shape = SHAPES["odd"]
+    values, (labels, weight, mask, _, *numbers) = _features(shape), _args(variant, shape)
+    source_mask = torch.ones(3, 35).bool()
+    source_mask[1] = False
+    rest = (labels, weight, mask, source_mask, *numbers)
+    _compare(variant, values, values, rest, _upstream(variant, values, rest))

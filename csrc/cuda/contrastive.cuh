@@ -2,31 +2,10 @@
 // matrices, or with kPerRow their rows.
 #pragma once
 
+#include "contrastive_goals.cuh"
 #include "reduce.cuh"
 
 namespace semimatch {
-
-// What a call says of each cell.
-template <class A>
-struct Goals {
-  int64_t batch, cells, reduced;
-  Cells<int64_t> labels;
-  Cells<A> weight;  // null for 1
-  Cells<bool> mask;
-  Smoothing smoothing;  // its table lies in device memory
-  A inverse_temperature, scale;
-
-  SEMIMATCH_FN bool count(int64_t b, int64_t i) const {
-    return labels.at(b, i) >= 0 && (mask.data == nullptr || mask.at(b, i));
-  }
-  SEMIMATCH_FN A weight_of(int64_t b, int64_t i) const { return weight.data == nullptr ? A(1) : weight.at(b, i); }
-};
-
-// The table of a Smoothing: one thread a distance.
-__global__ void __launch_bounds__(kItemThreads, 1) smoothing_table(double* weights, int64_t n, double sigma) {
-  const int64_t d = int64_t(blockIdx.x) * kItemThreads + threadIdx.x;
-  if (d < n) weights[d] = exp(-(double(d) * double(d)) / (2 * sigma * sigma));
-}
 
 template <class T, bool kPerRow>
 struct ContrastiveLosses {
@@ -49,7 +28,7 @@ struct ContrastiveLosses {
     const auto plane = source.plane(b);
     const auto entry_at = [&](int64_t at) { return kPerRow ? plane.at(cell, at) : plane.at(at, cell); };
     settle(s, n, entry_at);
-    const int64_t label = goals.labels.at(b, cell), nearest = label < n ? label : n - 1;
+    const int64_t nearest = goals.nearest(b, cell);
     A positive = entry_at(nearest), below_top = positive - s.top;
     if (goals.smoothing.on()) {
       const bool excluded = positive == A(-INFINITY);
@@ -62,43 +41,11 @@ struct ContrastiveLosses {
       });
     }
     A value = loss_of(s, positive, below_top, goals.inverse_temperature);
-    if (label >= n) value = A(NAN);  // must not pass as a number
+    if (goals.labels.at(b, cell) >= n) value = A(NAN);  // must not pass as a number
     loss[i] = value * goals.weight_of(b, cell);
     logsumexp[i] = logsumexp_of(s, goals.inverse_temperature);
   }
 };
-
-// The number of cells that count, and the sum of the losses or their mean over those cells: one block, its threads
-// share out the cells in a fixed order. `sum` null: the number alone.
-constexpr int kTotalThreads = 1024;
-
-template <class A>
-__global__ void __launch_bounds__(kTotalThreads, 1)
-    contrastive_total(Goals<A> goals, const A* losses, bool mean, A* sum, int64_t* count) {
-  SEMIMATCH_SHARED(sums, double[kTotalThreads]);
-  SEMIMATCH_SHARED(counts, int64_t[kTotalThreads]);
-  const int t = threadIdx.x;
-  double mine = 0;
-  int64_t kept = 0;
-  for (int64_t i = t; i < goals.batch * goals.cells; i += kTotalThreads) {
-    if (!goals.count(i / goals.cells, i % goals.cells)) continue;
-    ++kept;
-    if (sum != nullptr) mine += double(losses[i]);
-  }
-  sums[t] = mine;
-  counts[t] = kept;
-  __syncthreads();
-  for (int half = kTotalThreads / 2; half > 0; half /= 2) {
-    if (t < half) {
-      sums[t] += sums[t + half];
-      counts[t] += counts[t + half];
-    }
-    __syncthreads();
-  }
-  if (t != 0) return;
-  *count = counts[0];
-  if (sum != nullptr) *sum = A(mean ? sums[0] / double(counts[0] > 0 ? counts[0] : 1) : sums[0]);
-}
 
 template <class T, bool kPerRow>
 struct ContrastiveGradient {
@@ -106,29 +53,14 @@ struct ContrastiveGradient {
   Entries<T, A> corr;
   int64_t batch, rows, cols;
   Goals<A> goals;
-  Cells<A> logsumexp, grad;  // grad: the same number for all where the loss is reduced
-  const int64_t* count;      // null: no mean was taken
+  LossGradient<A> upstream;
   T* out;
 
   struct Nothing {};
-  struct Goal {
-    int64_t label;  // negative: the cell does not count
-    A logsumexp, factor, total;
-  };
-  SEMIMATCH_FN Goal goal_at(int64_t b, int64_t cell) const {
-    if (!goals.count(b, cell)) return {-1, A(0), A(0), A(0)};
-    const int64_t label = goals.labels.at(b, cell), n = goals.reduced;
-    A factor = grad.at(b, cell);
-    if (count != nullptr) factor /= A(*count > 0 ? *count : 1);
-    factor *= goals.weight_of(b, cell) * goals.inverse_temperature;
-    if (label >= n) factor = A(NAN);
-    A total = A(1);
-    if (goals.smoothing.on()) {
-      const auto entries = corr.plane(b);
-      total = goal_total<A>(goals.smoothing, label < n ? label : n - 1,
-                            [&](int64_t at) { return kPerRow ? entries.at(cell, at) : entries.at(at, cell); });
-    }
-    return {label, finite_logsumexp(logsumexp.at(b, cell)), factor, total};
+  SEMIMATCH_FN Goal<A> goal_at(int64_t b, int64_t cell) const {
+    const auto entries = corr.plane(b);
+    return goals.goal_at(b, cell, upstream,
+                         [&](int64_t at) { return kPerRow ? entries.at(cell, at) : entries.at(at, cell); });
   }
   SEMIMATCH_FN auto col_of(int64_t b, int64_t col) const {
     if constexpr (kPerRow) {
@@ -146,18 +78,12 @@ struct ContrastiveGradient {
   }
   SEMIMATCH_FN Plane<T, A> plane(int64_t b) const { return corr.plane(b); }
 
-  SEMIMATCH_FN T gradient(A c, int64_t entry, const Goal& g) const {
-    if (g.label < 0) return narrow<T>(A(0));  // not a product with 0: what does not count may be NaN
-    const A p = probability(c, g.logsumexp, goals.inverse_temperature);
-    const A q = goals.smoothing.on() ? goal_of(goals.smoothing, g.label, entry, c, g.total) : A(entry == g.label);
-    return narrow<T>(g.factor * (p - q));
-  }
   template <class Col, class Row>
   SEMIMATCH_FN T value(A c, int64_t row, int64_t col, const Col& of_col, const Row& of_row) const {
     if constexpr (kPerRow) {
-      return gradient(c, col, of_row);
+      return narrow<T>(goals.entry_gradient(c, col, of_row));
     } else {
-      return gradient(c, row, of_col);
+      return narrow<T>(goals.entry_gradient(c, row, of_col));
     }
   }
 };

@@ -1,0 +1,258 @@
+// `masked_contrastive_loss_features` on CUDA: forward 6 launches, backward 8; one more where labels are smoothed. The
+// cells that have a loss are the target cells, the columns of the tiles of features.cuh.
+#include <string>
+#include <tuple>
+
+#include "contrastive_goals.cuh"
+#include "feature_gradient.cuh"
+
+namespace semimatch {
+
+// Whether each target cell counts: kept [batch, cells].
+template <class A>
+__global__ void __launch_bounds__(kItemThreads, 1) counted_cells(Goals<A> goals, bool* kept) {
+  const int64_t i = int64_t(blockIdx.x) * kItemThreads + threadIdx.x;
+  if (i < goals.batch * goals.cells) kept[i] = goals.count(i / goals.cells, i % goals.cells);
+}
+
+// The part of a target cell's column that has been read so far.
+template <class A>
+struct LossState {
+  Mass<A> mass;
+  A positive;      // the entry of the label, 0 until it came
+  A goal, weight;  // of a smoothed label: sums of w c and of w, over what is not excluded
+  A broken;        // NaN after a NaN, else 0: `mass` cannot tell it from +inf
+};
+
+template <class A>
+SEMIMATCH_FN LossState<A> no_loss() {
+  return {no_mass<A>(), A(0), A(0), A(0), A(0)};
+}
+
+template <class A>
+SEMIMATCH_FN void merge(LossState<A>& s, const LossState<A>& other, A scale) {
+  merge(s.mass, other.mass, scale);
+  s.positive += other.positive;
+  s.goal += other.goal;
+  s.weight += other.weight;
+  s.broken += other.broken;
+}
+
+// Adds the entries c[0..n) of the cells from `first` on.
+template <int n, class A>
+SEMIMATCH_FN void add(LossState<A>& s, const A* c, int64_t first, int64_t label, const Goals<A>& goals) {
+  add<n>(s.mass, c, n, goals.scale);
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    s.positive = first + i == label ? c[i] : s.positive;
+    s.broken = c[i] == c[i] ? s.broken : c[i];
+  }
+  if (!goals.smoothing.on()) return;
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    const A w = first + i < goals.reduced ? goal_of(goals.smoothing, label, first + i, c[i], A(1)) : A(0);
+    if (w == A(0)) continue;  // has no say, even if it is not finite
+    s.goal += w * c[i];
+    s.weight += w;
+  }
+}
+
+constexpr int kLossBatch = 8;
+
+// A block has kTile target cells and a run of tiles of source cells; parts [batch, runs, targets].
+template <class T>
+__global__ void __launch_bounds__(kTileThreads, 1)
+    contrastive_features_tiles(Vectors<T> src, Vectors<T> trg, TileRuns runs, Goals<Wide<T>> goals,
+                               LossState<Wide<T>>* parts) {
+  using A = Wide<T>;
+  const auto [b, panel, which_run, first_tile, last_tile] = runs.place(blockIdx.x);
+  const int cell = threadIdx.x % kTile, share = threadIdx.x / kTile, first = share * (kTile / kShares);
+  const int64_t target = panel * kTile + cell;
+  union Memory {
+    FeatureTile<A> tile;
+    LossState<A> shares[kShares][kTile];
+  };
+  SEMIMATCH_SHARED(memory, Memory);
+  SEMIMATCH_SHARED(stages, Stages<T>);
+  SEMIMATCH_SHARED(there, There);
+  const bool counts = target < trg.cells && goals.count(b, target);
+  const int64_t label = counts ? goals.nearest(b, target) : 0;
+  LossState<A> s = no_loss<A>();
+  for (int64_t i = first_tile; i < last_tile; ++i) {
+    form_tile<T>(memory.tile, stages, there, src, trg, b, i * kTile, panel * kTile);
+    __syncthreads();
+#pragma unroll 1
+    for (int r = first; counts && r < first + kTile / kShares; r += kLossBatch) {
+      A c[kLossBatch];
+#pragma unroll
+      for (int k = 0; k < kLossBatch; ++k) c[k] = memory.tile[r + k][cell];
+      add<kLossBatch>(s, c, i * kTile + r, label, goals);
+    }
+    __syncthreads();
+  }
+  memory.shares[share][cell] = s;
+  __syncthreads();
+  if (share > 0 || target >= trg.cells) return;
+  for (int k = 1; k < kShares; ++k) merge(s, memory.shares[k][cell], goals.scale);
+  parts[(b * runs.runs + which_run) * trg.cells + target] = s;
+}
+
+// Merges the parts of each cell, in order, and writes its loss.
+template <class A>
+__global__ void __launch_bounds__(kItemThreads, 1)
+    contrastive_features_losses(const LossState<A>* parts, int64_t runs, Goals<A> goals, A* loss, A* logsumexp) {
+  const int64_t i = int64_t(blockIdx.x) * kItemThreads + threadIdx.x;
+  if (i >= goals.batch * goals.cells) return;
+  const int64_t b = i / goals.cells, cell = i % goals.cells;
+  if (!goals.count(b, cell)) {
+    loss[i] = logsumexp[i] = A(0);
+    return;
+  }
+  const LossState<A>* const from = parts + b * runs * goals.cells + cell;
+  LossState<A> s = from[0];
+  for (int64_t k = 1; k < runs; ++k) merge(s, from[k * goals.cells], goals.scale);
+  if (s.mass.top == A(INFINITY)) s.mass.mass = A(1) + s.broken;
+  A positive = s.positive, below_top = positive - s.mass.top;
+  if (goals.smoothing.on() && positive != A(-INFINITY)) {  // excluded: whatever its neighbours
+    positive = s.weight > A(0) ? s.goal / s.weight : A(0);
+    below_top = positive - s.mass.top;
+  }
+  A value = loss_of(s.mass, positive, below_top, goals.inverse_temperature);
+  if (goals.labels.at(b, cell) >= goals.reduced) value = A(NAN);  // must not pass as a number
+  loss[i] = value * goals.weight_of(b, cell);
+  logsumexp[i] = logsumexp_of(s.mass, goals.inverse_temperature);
+}
+
+// The gradient by entries, for features_gradient. Which entries a smoothed label finds excluded is what the source mask
+// says: an entry of -inf that features of infinite size make is still counted to the weights that its goal is divided
+// by.
+template <class A>
+struct ContrastiveSlopes {
+  using Line = Goal<A>;
+  struct Place {};
+  const Line* lines;  // [batch, targets]
+  Goals<A> goals;
+
+  SEMIMATCH_FN Line line(int64_t b, int64_t t) const { return lines[b * goals.cells + t]; }
+  SEMIMATCH_FN Line none() const { return no_goal<A>(); }
+  SEMIMATCH_FN Place place(int64_t) const { return {}; }
+  SEMIMATCH_FN A value(A c, const Line& line, int64_t s, Place) const { return goals.entry_gradient(c, s, line); }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kItemThreads, 1)
+    contrastive_features_goals(Vectors<T> src, Goals<Wide<T>> goals, LossGradient<Wide<T>> upstream,
+                               Goal<Wide<T>>* lines) {
+  using A = Wide<T>;
+  const int64_t i = int64_t(blockIdx.x) * kItemThreads + threadIdx.x;
+  if (i >= goals.batch * goals.cells) return;
+  const int64_t b = i / goals.cells;
+  lines[i] =
+      goals.goal_at(b, i % goals.cells, upstream, [&](int64_t s) { return src.valid(b, s) ? A(0) : A(-INFINITY); });
+}
+
+namespace {
+
+struct Arguments {
+  Tensor src, trg;
+  LossArguments loss;
+  OptionalTensor source_mask;
+  std::string normalize;
+  double eps;
+};
+
+template <class A>
+Tensor counted(const Goals<A>& goals, const Tensor& like, const OnDevice& device) {
+  const Tensor kept = torch::stable::new_empty(like, {like.size(0), like.size(2)}, ScalarType::Bool);
+  launch("counted_cells", counted_cells<A>, items_geometry(goals.batch * goals.cells), device.stream(), goals,
+         data_of<bool>(kept));
+  return kept;
+}
+
+// Both sides of a call. Target cells that do not count are not there.
+template <class T>
+struct Sides {
+  using A = Wide<T>;
+  const FeatureSide<T> src, trg;
+
+  Sides(const Arguments& a, const Goals<A>& goals, bool gradient, const OnDevice& device)
+      : src(a.src, a.source_mask, normalizer_of<A>(a.normalize, a.eps), gradient, device),
+        trg(a.trg, counted(goals, a.trg, device), normalizer_of<A>(a.normalize, a.eps), gradient, device) {}
+};
+
+template <class T>
+void cell_losses(const Arguments& a, const Goals<Wide<T>>& goals, const LossResults& results, const OnDevice& device) {
+  using A = Wide<T>;
+  if (goals.batch == 0) return;
+  const Sides<T> sides(a, goals, false, device);
+  const TileRuns runs = feature_runs(goals.batch, goals.cells, goals.reduced);
+  const int64_t count = goals.batch * runs.runs * goals.cells;
+  Workspace memory(a.src, count * int64_t(sizeof(LossState<A>)), 1);
+  auto* const parts = memory.take<LossState<A>>(count);
+  launch("contrastive_features_tiles", contrastive_features_tiles<T>, tiles_geometry(runs), device.stream(),
+         sides.src.vectors, sides.trg.vectors, runs, goals, parts);
+  launch("contrastive_features_losses", contrastive_features_losses<A>, items_geometry(goals.batch * goals.cells),
+         device.stream(), parts, runs.runs, goals, data_of<A>(results.losses), data_of<A>(results.logsumexp));
+}
+
+template <class T>
+void backward(const Arguments& a, const Tensor& logsumexp, const Tensor& count, const Tensor& grad,
+              const Tensor& grad_src, const Tensor& grad_trg) {
+  using A = Wide<T>;
+  const OnDevice device(a.src);
+  const GoalsOfCall<A> call(a.loss, a.trg, a.src.size(2), device);
+  const Goals<A>& goals = call.goals;
+  const auto upstream = loss_gradient_of<A>(a.loss, a.trg, logsumexp, count, grad);
+  const int64_t cells = goals.batch * goals.cells;
+  if (cells == 0) return;
+  const Sides<T> sides(a, goals, true, device);
+  Workspace memory(a.src, cells * int64_t(sizeof(Goal<A>)), 1);
+  auto* const lines = memory.take<Goal<A>>(cells);
+  launch("contrastive_features_goals", contrastive_features_goals<T>, items_geometry(cells), device.stream(),
+         sides.src.vectors, goals, upstream, lines);
+  const ContrastiveSlopes<A> slopes = {lines, goals};
+  gradient_of_side<true>(slopes, sides.src, sides.trg, grad_src, device);
+  gradient_of_side<false>(slopes, sides.trg, sides.src, grad_trg, device);
+}
+
+std::tuple<Tensor, Tensor, Tensor> masked_contrastive_loss_features(Tensor src, Tensor trg, Tensor labels,
+                                                                    OptionalTensor weight, OptionalTensor mask,
+                                                                    OptionalTensor source_mask, double temperature,
+                                                                    std::string reduction, int64_t width, double sigma,
+                                                                    int64_t radius, std::string normalize, double eps) {
+  check_features(src, trg);
+  const LossArguments loss = {labels, weight, mask, temperature, reduction, width, sigma, radius};
+  const Arguments a = {src, trg, loss, source_mask, normalize, eps};
+  const LossResults results(trg, reduction);
+  with_cuda_type(src, [&](auto type) {
+    using T = decltype(type);
+    const OnDevice device(src);
+    const GoalsOfCall<Wide<T>> call(loss, trg, src.size(2), device);
+    cell_losses<T>(a, call.goals, results, device);
+    results.total(call.goals, reduction, device);
+  });
+  return results.all();
+}
+
+std::tuple<Tensor, Tensor> masked_contrastive_loss_features_backward(Tensor src, Tensor trg, Tensor labels,
+                                                                     OptionalTensor weight, OptionalTensor mask,
+                                                                     OptionalTensor source_mask, double temperature,
+                                                                     std::string reduction, int64_t width, double sigma,
+                                                                     int64_t radius, std::string normalize, double eps,
+                                                                     Tensor logsumexp, Tensor count, Tensor grad) {
+  check_features(src, trg);
+  const Tensor grad_src = new_contiguous(src), grad_trg = new_contiguous(trg);
+  const LossArguments loss = {labels, weight, mask, temperature, reduction, width, sigma, radius};
+  const Arguments a = {src, trg, loss, source_mask, normalize, eps};
+  with_cuda_type(src, [&](auto type) { backward<decltype(type)>(a, logsumexp, count, grad, grad_src, grad_trg); });
+  return {grad_src, grad_trg};
+}
+
+}  // namespace
+
+SEMIMATCH_CUDA_IMPL(library) {
+  library.impl("masked_contrastive_loss_features", TORCH_BOX(&masked_contrastive_loss_features));
+  library.impl("masked_contrastive_loss_features_backward", TORCH_BOX(&masked_contrastive_loss_features_backward));
+}
+
+}  // namespace semimatch
