@@ -58,15 +58,9 @@ struct Loops : CpuContrastive<T> {
 
   // The mass of a row from those of its lanes, combined by halves.
   static SEMIMATCH_FN Mass<A> over_lanes(Mass<V> s, A scale) {
-    A lanes[kLanes];
-    std::memcpy(lanes, &s.top, sizeof(lanes));
-    A top = lanes[0];
-    for (int i = 1; i < kLanes; ++i) top = lanes[i] > top ? lanes[i] : top;
+    const A top = largest_lane(s.top);
     raise_top(s, V{} + top, scale);
-    std::memcpy(lanes, &s.mass, sizeof(lanes));
-    for (int half = kLanes / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    return {top, lanes[0]};
+    return {top, sum_of_lanes(s.mass)};
   }
 
   static void rows(const Job& job, int64_t b, int64_t r0, int64_t r1) {
@@ -203,8 +197,7 @@ struct Loops : CpuContrastive<T> {
   static void gradient_of_rows(const Job& job, int64_t b, int64_t r0, int64_t r1) {
     const auto& corr = job.corr;
     const int64_t groups = (corr.cols + kLanes - 1) / kLanes, whole = corr.stride_col == 1 ? corr.cols / kLanes : 0;
-    VIndex lane;
-    for (int i = 0; i < kLanes; ++i) lane[i] = i;
+    const VIndex lane = lane_numbers<V>();
     for (int64_t r = r0; r < r1; ++r) {
       const int64_t cell = b * job.step + r;
       T* to = job.grad + (b * corr.rows + r) * corr.cols;

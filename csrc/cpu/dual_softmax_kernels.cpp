@@ -52,19 +52,10 @@ struct Loops : CpuDualSoftmax<T> {
     if (lines.logsumexp != nullptr) lines.logsumexp[b * cells + i] = logsumexp_of_line(s, job.inverse_temperature);
   }
 
-  static SEMIMATCH_FN A over_lanes(const V& v) {
-    A lanes[kLanes];
-    std::memcpy(lanes, &v, sizeof(v));
-    for (int half = kLanes / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    return lanes[0];
-  }
-
   static SEMIMATCH_FN Mass<A> over_lanes(Mass<V> s, A scale) {
-    A top = s.top[0];
-    for (int i = 1; i < kLanes; ++i) top = s.top[i] > top ? s.top[i] : top;
+    const A top = largest_lane(s.top);
     raise_top(s, V{} + top, scale);
-    return {top, over_lanes(s.mass)};
+    return {top, sum_of_lanes(s.mass)};
   }
 
   static void masses(const Job& job, int64_t b, int64_t r0, int64_t r1, void* memory) {
@@ -167,7 +158,7 @@ struct Loops : CpuDualSoftmax<T> {
         }
         col_sums[g] += sum;
       });
-      for (int i = 0; i < n; ++i) job.rows.sum[b * job.rows.step + r + i] = over_lanes(row_sums[i]);
+      for (int i = 0; i < n; ++i) job.rows.sum[b * job.rows.step + r + i] = sum_of_lanes(row_sums[i]);
     }
   }
 

@@ -2,8 +2,6 @@
 // this file may be seen by another translation unit under a name without that.
 #include "match_kernels.h"
 
-#include <type_traits>
-
 #include "vec.h"
 
 namespace semimatch {
@@ -45,13 +43,6 @@ struct Loops : CpuMatch<T> {
     return v;
   }
 
-  // 0, 1, 2, ...
-  static SEMIMATCH_FN typename Number<V>::Index lane_numbers() {
-    typename Number<V>::Index lane;
-    for (int i = 0; i < kLanes; ++i) lane[i] = i;
-    return lane;
-  }
-
   // Columns of a group.
   static SEMIMATCH_FN int width(const Job& job, int64_t group) {
     const int64_t left = job.cols - group * kLanes;
@@ -77,27 +68,14 @@ struct Loops : CpuMatch<T> {
     }
   }
 
-  // Combines the lanes of a vector by halves.
-  template <class Lanes, class F>
-  static SEMIMATCH_FN auto reduce(const Lanes& v, F combine) {
-    std::remove_cvref_t<decltype(v[0])> lanes[kLanes];
-    std::memcpy(lanes, &v, sizeof(v));
-#pragma GCC unroll 8
-    for (int half = kLanes / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-      for (int i = 0; i < half; ++i) lanes[i] = combine(lanes[i], lanes[i + half]);
-    return lanes[0];
-  }
-
   // Statistics of a row from those of its lanes. A lane's index is that of its vector's first column.
   static SEMIMATCH_FN Stats<A> over_lanes(Stats<V> s, A scale) {
-    const auto sum = [](A a, A b) __attribute__((always_inline)) { return a + b; };
-    const A top = reduce(s.top, [](A a, A b) __attribute__((always_inline)) { return b > a ? b : a; });
+    const A top = largest_lane(s.top);
     // A lane without the largest entry has no say in the index. The lowest one wins.
-    const auto candidates = s.top == top ? s.index + lane_numbers() : Number<V>::same(INT32_MAX);
-    const auto index = reduce(candidates, [](auto a, auto b) __attribute__((always_inline)) { return b < a ? b : a; });
+    const auto candidates = s.top == top ? s.index + lane_numbers<V>() : Number<V>::same(INT32_MAX);
     raise_top(s, V{} + top, scale);
-    return {index, top, reduce(s.mass, sum), reduce(s.x, sum), reduce(s.y, sum), reduce(s.t, sum)};
+    return {lowest_lane(candidates), top, sum_of_lanes(s.mass), sum_of_lanes(s.x), sum_of_lanes(s.y),
+            sum_of_lanes(s.t)};
   }
 
   static void rows(const Job& job, const Positions& at, int64_t b, int64_t r0, int64_t r1) {
@@ -210,7 +188,7 @@ struct Loops : CpuMatch<T> {
       const A top = entry(job, b, r, side.results.index[b * job.rows + r]);
       const Slope<A> one = slope_of(side.results, side.grads, b, r, job.rows, top, side.grid, job.inverse_temperature);
       rows[r - r0] = same_in_all_lanes(one);
-      rows[r - r0].index -= lane_numbers();
+      rows[r - r0].index -= lane_numbers<V>();
     }
     // Rows that share the loads of the columns' slopes; few, since rows a power of two apart share places in the cache.
     constexpr int kFew = kPerCol ? 4 : 1;

@@ -35,6 +35,10 @@ struct Loops : CpuMutual<T> {
 
   // The largest of a row from those of its lanes; a lane's index is that of its vector's first column.
   static SEMIMATCH_FN Best<A> over_lanes(const Best<V>& s, int lanes) {
+    if (largest_lane(s.top == s.top) != 0) {  // -1 in every lane: no NaN
+      const A top = largest_lane(s.top);
+      return {top, lowest_lane(s.top == top ? s.index + lane_numbers<V>() : Number<V>::same(INT32_MAX))};
+    }
     Best<A> best = {s.top[0], s.index[0]};
     for (int i = 1; i < lanes; ++i) {
       const Best<A> lane = {s.top[i], typename Number<A>::Index(s.index[i] + i)};
@@ -175,11 +179,7 @@ struct Loops : CpuMutual<T> {
         std::memcpy(column_part + g * kLanes, &column, sizeof(column));
       });
       for (int i = 0; i < n; ++i) {
-        A lane[kLanes];
-        std::memcpy(lane, &sums[i], sizeof(lane));
-        for (int half = kLanes / 2; half > 0; half /= 2)
-          for (int k = 0; k < half; ++k) lane[k] += lane[k + half];
-        job.row_term[b * rows + r + i] = lane[0];
+        job.row_term[b * rows + r + i] = sum_of_lanes(sums[i]);
       }
     });
   }

@@ -58,11 +58,7 @@ struct Loops : CpuPseudoLabels<T> {
         for (int i = width(job, g); i < kLanes; ++i) term[i] = A(0);
         sum -= term;
       }
-      A lanes[kLanes];
-      std::memcpy(lanes, &sum, sizeof(lanes));
-      for (int half = kLanes / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-      job.entropy[cell] = lanes[0];
+      job.entropy[cell] = sum_of_lanes(sum);
     }
   }
 };

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "../common.h"
 #include "types.h"
@@ -178,6 +179,40 @@ SEMIMATCH_FN typename Element<T>::V load(const T* from, int64_t stride, int n) {
     std::memcpy(&raw, lanes, sizeof(raw));
   }
   return Element<T>::widen(raw);
+}
+
+// 0, 1, 2, ...
+template <class V>
+SEMIMATCH_FN typename Number<V>::Index lane_numbers() {
+  typename Number<V>::Index lane;
+  for (int i = 0; i < int(sizeof(lane) / sizeof(lane[0])); ++i) lane[i] = i;
+  return lane;
+}
+
+// Combines the lanes of a vector by halves.
+template <class Lanes, class F>
+SEMIMATCH_FN auto reduce(const Lanes& v, const F& combine) {
+  using Scalar = std::remove_cvref_t<decltype(v[0])>;
+  constexpr int kCount = sizeof(Lanes) / sizeof(Scalar);
+  Scalar lanes[kCount];
+  std::memcpy(lanes, &v, sizeof(v));
+#pragma GCC unroll 8
+  for (int half = kCount / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) lanes[i] = combine(lanes[i], lanes[i + half]);
+  return lanes[0];
+}
+template <class V>
+SEMIMATCH_FN auto sum_of_lanes(const V& v) {
+  return reduce(v, [](auto a, auto b) __attribute__((always_inline)) { return a + b; });
+}
+template <class V>
+SEMIMATCH_FN auto largest_lane(const V& v) {
+  return reduce(v, [](auto a, auto b) __attribute__((always_inline)) { return b > a ? b : a; });
+}
+template <class V>
+SEMIMATCH_FN auto lowest_lane(const V& v) {
+  return reduce(v, [](auto a, auto b) __attribute__((always_inline)) { return b < a ? b : a; });
 }
 
 // Stores the first n lanes next to each other.
