@@ -35,7 +35,7 @@ needs_cuda_file = pytest.mark.skipif(
 TYPES = {"float": "f", "double": "d", "float16": "6__half", "bfloat16": "13__nv_bfloat16"}
 # Names of kernels, or of the jobs that the kernels of csrc/cuda/reduce.cuh are made for, and how many of each.
 KERNELS = {
-    "match_columns": 4, "match_rows": 4, "match_tiles": 4, "match_gradient": 12, "match_merge": 2,
+    "match_strips": 16, "match_rows": 8, "match_gradient": 24, "match_merge": 2,
     "MutualMaxima": 8, "MutualFilter": 4, "mutual_divisors": 4, "MutualTerms": 8, "MutualGradient": 4,
     "ContrastiveLosses": 8, "contrastive_total": 2, "ContrastiveGradient": 8, "smoothing_table": 1,
     "pseudo_labels_in_cluster": 6, "pseudo_labels_from_parts": 8, "LabelJob": 22,
@@ -92,10 +92,45 @@ def test_no_kernel_spills(resources, arch):
 @needs_cuda_file
 def test_every_kernel_exists_for_every_element_type(resources):
     for arch, kernels in resources.items():
-        for stem in ("match_columns", "match_rows", "match_tiles", "match_gradient"):
+        for stem in ("match_strips", "match_rows", "match_gradient"):
             for dtype, mangled in TYPES.items():
                 start = f"{len(stem)}{stem}I{mangled}"
                 assert any(start in name for name in kernels), f"{arch}: no {stem} for {dtype}"
+
+
+@pytest.fixture(scope="module")
+def global_accesses() -> dict[str, list[str]]:
+    """Mangled kernel name -> instructions that access global memory, of all architectures of `_C_cuda`."""
+    names = r"_ZN9semimatch\d+match_(?:strips|rows|gradient)I\w+"
+    text = subprocess.run(
+        [cuobjdump(), "--dump-sass", str(PACKAGE / "_C_cuda.so")], capture_output=True, text=True, check=True
+    ).stdout
+    table: dict[str, list[str]] = {}
+    for part in text.split("Function : ")[1:]:
+        if found := re.match(names, part):
+            table.setdefault(found[0], []).extend(re.findall(r"\b(?:LDG|STG)(?:\.\w+)+", part))
+    return table
+
+
+@needs_cuda_file
+@pytest.mark.parametrize("dtype", TYPES)
+def test_match_moves_16_bytes_at_a_time(global_accesses, resources, dtype):
+    """Kernels for aligned rows read the matrix, and write the gradient, in 16 bytes alone, at least two of each on
+    their way at a time; those for other rows never."""
+    packs = {"float": 4, "double": 2}.get(dtype, 8)
+    for width in (1, packs):
+        start = rf"match_(strips|rows|gradient)I{TYPES[dtype]}[fd]Li{width}E"
+        kernels = {name: found for name, found in global_accesses.items() if re.search(start, name)}
+        assert len(kernels) == 6, list(kernels)
+        for name, found in kernels.items():
+            count = {kind: sum(a.startswith(kind) and ".128" in a for a in found) for kind in ("LDG", "STG")}
+            least = 2 * len(resources) if width > 1 else 0
+            assert count["LDG"] >= least and (width > 1 or count["LDG"] == 0), (name, found)
+            if "gradient" in name:
+                assert count["STG"] == (count["LDG"] if width > 1 else 0), (name, found)
+                assert width == 1 or count["STG"] == sum(a.startswith("STG") for a in found), (name, found)
+            elif width > 1:
+                assert count["LDG"] == sum(a.startswith("LDG") for a in found), (name, found)
 
 
 # --- symbols ---

@@ -22,8 +22,22 @@ __device__ __forceinline__ Pack<T, kWidth> load_pack(const T* from, bool exists)
   Pack<T, kWidth> pack;
 #pragma unroll
   for (int v = 0; v < kWidth; ++v) pack.at[v] = narrow<T>(lowest<A>());
-  if (exists) pack = *reinterpret_cast<const Pack<T, kWidth>*>(from);
+  if (!exists) return pack;
+  if constexpr (kWidth == 1) {
+    pack.at[0] = *from;
+  } else {
+    pack = load_16_bytes<Pack<T, kWidth>>(from);
+  }
   return pack;
+}
+
+template <int kWidth, class T>
+__device__ __forceinline__ void store_pack(T* to, const Pack<T, kWidth>& pack) {
+  if constexpr (kWidth == 1) {
+    *to = pack.at[0];
+  } else {
+    store_16_bytes(to, pack);
+  }
 }
 
 // Entries that are added at a time, as registers allow.
@@ -288,8 +302,8 @@ __global__ void __launch_bounds__(kMapThreads, sizeof(A) == 8 ? 1
   }
   __syncthreads();
 
-  constexpr int kStep = kMapThreads / kPacks;  // rows between those of a thread
-  constexpr int kAtATime = 4;                  // packs of a thread that are on their way
+  constexpr int kStep = kMapThreads / kPacks;                          // rows between those of a thread
+  constexpr int kAtATime = kWidth == 8 && kPerCol && kPerRow ? 2 : 4;  // packs on their way, as registers allow
   using P = Pack<T, kWidth>;
   const int pack = threadIdx.x % kPacks;
   const int64_t col = col0 + pack * kWidth;
@@ -331,7 +345,7 @@ __global__ void __launch_bounds__(kMapThreads, sizeof(A) == 8 ? 1
     }
 #pragma unroll
     for (int i = 0; i < kAtATime; ++i, to += kStep * job.cols)
-      if (r + i * kStep < rows) *reinterpret_cast<P*>(to) = c[i];
+      if (r + i * kStep < rows) store_pack(to, c[i]);
   }
 }
 

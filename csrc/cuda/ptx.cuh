@@ -13,6 +13,28 @@
 
 namespace semimatch {
 
+// --- 16 bytes of global memory at once, X a struct of that size: nvcc makes several stores of some assignments ---
+
+template <class X>
+__device__ __forceinline__ void store_16_bytes(void* to, const X& value) {
+  static_assert(sizeof(X) == 16);
+  uint32_t w[4];
+  memcpy(w, &value, 16);
+  asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};"
+               :
+               : "l"(__cvta_generic_to_global(to)), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
+               : "memory");
+}
+
+template <class X>
+__device__ __forceinline__ X load_16_bytes(const void* from) {
+  static_assert(sizeof(X) == 16);
+  const uint4 words = *static_cast<const uint4*>(from);
+  X value;
+  memcpy(&value, &words, 16);
+  return value;
+}
+
 // --- thread-block clusters, sm_90 and newer; host code launches no kernel with them elsewhere ---
 
 __device__ __forceinline__ void cluster_barrier() {

@@ -9,6 +9,21 @@
 
 namespace semimatch {
 
+template <class X>
+void store_16_bytes(void* to, const X& value) {
+  static_assert(sizeof(X) == 16);
+  if (reinterpret_cast<uintptr_t>(to) % 16 != 0) emulator::fail("16 bytes are stored where they are not aligned");
+  std::memcpy(to, &value, 16);
+}
+template <class X>
+X load_16_bytes(const void* from) {
+  static_assert(sizeof(X) == 16);
+  if (reinterpret_cast<uintptr_t>(from) % 16 != 0) emulator::fail("16 bytes are loaded where they are not aligned");
+  X value;
+  std::memcpy(&value, from, 16);
+  return value;
+}
+
 inline void cluster_barrier(emulator::Place at = emulator::Place::current()) { emulator::meet_cluster(at); }
 inline int cluster_rank() { return emulator::cluster_rank(); }
 template <class T>
