@@ -97,6 +97,10 @@ struct Share {
   SEMIMATCH_FN void next() { ++i; }
 };
 
+// Blocks that should fit on a multiprocessor: as many as leave every thread registers enough.
+template <class A, int kWidth>
+constexpr int kStripBlocks = sizeof(A) == 8 ? 1 : (kWidth == 8 ? 2 : 3);
+
 // Where column i of a strip is kept, so that neighbouring threads, which have neighbouring packs, meet few banks twice.
 template <int kWidth>
 SEMIMATCH_FN int kept_at(int i) {
@@ -104,9 +108,7 @@ SEMIMATCH_FN int kept_at(int i) {
 }
 
 template <class T, class A, int kWidth, bool kPerRow>
-__global__ void __launch_bounds__(kStripThreads, sizeof(A) == 8 ? 1
-                                                 : kWidth == 8  ? 2
-                                                                : 3)
+__global__ void __launch_bounds__(kStripThreads, kStripBlocks<A, kWidth>)
     match_strips(MatchJob<T, A> job, Strips strips, Parts<A> col_parts, Parts<A> row_parts) {
   constexpr int kPacks = kAcross<kWidth>, kCols = kStripCols<kWidth>;
   constexpr int kDown = kStripThreads / kPacks, kSteps = kStripRows / kDown;
