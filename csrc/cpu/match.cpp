@@ -39,14 +39,14 @@ class PositionTables {
   }
 };
 
-// For both directions at once the rows are read in panels that the second-level cache holds: once for the rows and
-// then, from the cache, for the columns.
+// Rows that are read for more than their columns are read in panels that the second-level cache holds: once for the
+// rows and then, from the cache, for the columns.
 constexpr int64_t kPanelBytes = 256 * 1024;
 
 }  // namespace
 
 template <class T>
-void match_forward(const typename CpuMatch<T>::Job& job) {
+void match_forward(const typename CpuMatch<T>::Job& job, const RowsTask& also) {
   using Match = CpuMatch<T>;
   const auto kernels = SEMIMATCH_BEST(match_kernels<T>());
   const PositionTables<T> tables(job, kernels.group);
@@ -57,7 +57,7 @@ void match_forward(const typename CpuMatch<T>::Job& job) {
                [&](int64_t b, int64_t r0, int64_t r1) { kernels.rows(job, at, b, r0, r1); });
     return;
   }
-  if (!job.per_row.wanted) {
+  if (!job.per_row.wanted && !also) {
     const int64_t piece = columns_per_piece(job.batch * job.cols) / kernels.group;
     for_pieces(job.batch, groups, piece, [&](int64_t b, int64_t g0, int64_t g1) {
       const Scratch stats(g1 - g0, kernels.stats_bytes);
@@ -71,7 +71,8 @@ void match_forward(const typename CpuMatch<T>::Job& job) {
   const int64_t panels = ceil_div(job.rows, panel);
   const Scratch stats(job.batch * panels * groups, kernels.stats_bytes);
   for_pieces(job.batch, job.rows, panel, [&](int64_t b, int64_t r0, int64_t r1) {
-    kernels.rows(job, at, b, r0, r1);
+    if (job.per_row.wanted) kernels.rows(job, at, b, r0, r1);
+    if (also) also(b, r0, r1);
     kernels.columns(job, at, b, r0, r1, 0, groups, stats.at((b * panels + r0 / panel) * groups));
   });
   for_pieces(job.batch, groups, kNarrow / kernels.group, [&](int64_t b, int64_t g0, int64_t g1) {
@@ -79,10 +80,10 @@ void match_forward(const typename CpuMatch<T>::Job& job) {
   });
 }
 
-template void match_forward<float>(const CpuMatch<float>::Job&);
-template void match_forward<double>(const CpuMatch<double>::Job&);
-template void match_forward<BFloat16>(const CpuMatch<BFloat16>::Job&);
-template void match_forward<Float16>(const CpuMatch<Float16>::Job&);
+template void match_forward<float>(const CpuMatch<float>::Job&, const RowsTask&);
+template void match_forward<double>(const CpuMatch<double>::Job&, const RowsTask&);
+template void match_forward<BFloat16>(const CpuMatch<BFloat16>::Job&, const RowsTask&);
+template void match_forward<Float16>(const CpuMatch<Float16>::Job&, const RowsTask&);
 
 namespace {
 

@@ -1,5 +1,6 @@
 // `mutual_filter` on the CPU: memory, threads and the order of the work. The loops are in mutual_kernels.cpp.
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -95,10 +96,19 @@ void largest_entries(const Tensor& corr, const Tensor& row_index, const Optional
   const Call<T> call(corr, row_index, column_index);
   for_batch(call.batch, [&](int64_t b) { call.find_largest(b); });
 }
+template <class T>
+RowsTask largest_of_rows(const Tensor& corr, const Tensor& row_index) {
+  const auto call = std::make_shared<const Call<T>>(corr, row_index, std::nullopt);
+  return [call](int64_t b, int64_t r0, int64_t r1) { call->kernels.maxima(call->job, b, r0, r1, nullptr); };
+}
 template void largest_entries<float>(const Tensor&, const Tensor&, const OptionalTensor&);
+template RowsTask largest_of_rows<float>(const Tensor&, const Tensor&);
 template void largest_entries<double>(const Tensor&, const Tensor&, const OptionalTensor&);
+template RowsTask largest_of_rows<double>(const Tensor&, const Tensor&);
 template void largest_entries<BFloat16>(const Tensor&, const Tensor&, const OptionalTensor&);
+template RowsTask largest_of_rows<BFloat16>(const Tensor&, const Tensor&);
 template void largest_entries<Float16>(const Tensor&, const Tensor&, const OptionalTensor&);
+template RowsTask largest_of_rows<Float16>(const Tensor&, const Tensor&);
 
 namespace {
 

@@ -93,7 +93,7 @@ struct Loops : CpuMutual<T> {
 
   static void maxima(const Job& job, int64_t b, int64_t r0, int64_t r1, void* memory) {
     Best<V>* columns = static_cast<Best<V>*>(memory);
-    for (int64_t g = 0; g < groups(job); ++g) columns[g] = no_best<V>();
+    for (int64_t g = 0; columns != nullptr && g < groups(job); ++g) columns[g] = no_best<V>();
     const bool few = in_rows(job.corr);
     const auto run = job.column_index != nullptr ? (few ? maxima_of<kFew, true> : maxima_of<kLanes, true>)
                                                  : (few ? maxima_of<kFew, false> : maxima_of<kLanes, false>);

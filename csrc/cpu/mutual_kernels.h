@@ -37,7 +37,8 @@ struct CpuMutual {
   struct Kernels {
     int group;           // columns of one; also a good number of rows at a time
     int64_t best_bytes;  // of the largest entries of a group
-    // The largest entries of rows [r0, r1), and those of the columns among these rows: one of `best` a group.
+    // The largest entries of rows [r0, r1), and those of the columns among these rows: one of `best` a group (null
+    // where only the rows' are asked for).
     void (*maxima)(const Job&, int64_t b, int64_t r0, int64_t r1, void* best);
     // The largest entries of columns from those of `panels` panels of rows, in order.
     void (*finish_columns)(const Job&, int64_t b, const void* best, int64_t panels);

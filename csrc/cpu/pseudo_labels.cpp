@@ -71,10 +71,10 @@ class Statistics {
     score.resize(n);
     entropy.resize(n);
     label.resize(n);
+    if (a.forward_backward) source_index_ = torch::stable::new_empty(a.corr, {batch_, sources_}, ScalarType::Long);
     take_match();
     if (a.entropy_eps != 0) take_entropy_with_eps();
-    const bool any_nan = std::any_of(score.begin(), score.end(), [](A s) { return std::isnan(s); });
-    if (a.forward_backward || any_nan) take_largest(any_nan);
+    if (std::any_of(score.begin(), score.end(), [](A s) { return std::isnan(s); })) take_labels_with_nan();
   }
 
   // The best target cell of each source cell of a batch element; only for the forward-backward check.
@@ -95,7 +95,14 @@ class Statistics {
     side.wanted = true;
     side.grid = a_.source;
     side.results = {coords_.data(), score.data(), entropy.data(), logsumexp_.data(), label.data()};
-    match_forward<T>(job);
+    if (!a_.forward_backward) {
+      match_forward<T>(job);
+    } else if (per_row_) {
+      match_forward<T>(job);
+      largest_entries<T>(a_.corr, source_index_, std::nullopt);
+    } else {
+      match_forward<T>(job, largest_of_rows<T>(a_.corr, source_index_));
+    }
   }
 
   void take_entropy_with_eps() {
@@ -119,13 +126,12 @@ class Statistics {
     for (int64_t i = 0; i < batch_ * targets_; ++i) entropy[i] = entropies[i / targets_ * step + i % targets_];
   }
 
-  // The best target cells of the source cells, and, where there is a NaN, the labels, which then differ from match's.
-  void take_largest(bool labels_too) {
-    source_index_ = torch::stable::new_empty(a_.corr, {batch_, sources_}, ScalarType::Long);
-    OptionalTensor label_index;
-    if (labels_too) label_index = torch::stable::new_empty(a_.corr, {batch_, targets_}, ScalarType::Long);
-    largest_entries<T>(a_.corr, source_index_, label_index);
-    if (labels_too) std::copy_n(data_of<const int64_t>(*label_index), batch_ * targets_, label.begin());
+  // Labels as torch.argmax has them, which takes NaN for the largest.
+  void take_labels_with_nan() {
+    const Tensor index = torch::stable::new_empty(a_.corr, {batch_, targets_}, ScalarType::Long);
+    const Tensor sources = torch::stable::new_empty(a_.corr, {batch_, sources_}, ScalarType::Long);
+    largest_entries<T>(a_.corr, sources, index);
+    std::copy_n(data_of<const int64_t>(index), batch_ * targets_, label.begin());
   }
 };
 
