@@ -77,7 +77,7 @@ import test_cuda_ops as cases
 for capability in (90, 80):
     loaded.emulator_set_capability(capability)
     for variant in cases.VARIANTS:
-        for shape in ((2, (5, 7), (3, 23)), (1, (1, 1), (1, 1))):
+        for shape in ((2, (5, 7), (3, 23)), (1, (1, 1), (1, 1)), (1, (6, 12), (4, 8))):
             values, rest = cases._random(shape), cases._args(variant, shape)
             for corr in list(cases._layouts(values).values())[: 2 if shape[0] > 1 else 1]:
                 cases._call(variant, True, corr, rest)
