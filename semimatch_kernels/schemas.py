@@ -84,12 +84,12 @@ OPS: dict[str, Op] = {
     ),
     "soft_argmax_features": Op(
         f"({_FEATURES}, str window, float width, {_NORM}) -> (Tensor coords, Tensor index)",
-        ("cpu", "triton"), inputs=(0, 1), outputs=(0,), saved=(0, 1),
+        ("cpu", "triton", "cuda"), inputs=(0, 1), outputs=(0,), saved=(0, 1),
     ),
     "soft_argmax_features_backward": Op(
         f"({_FEATURES}, str window, float width, {_NORM}, Tensor coords, Tensor index, Tensor grad)"
         " -> (Tensor, Tensor)",
-        ("cpu", "triton"),
+        ("cpu", "triton", "cuda"),
     ),
     "dual_softmax": Op(
         "(Tensor corr, float temperature, bool log)"

@@ -45,6 +45,14 @@ def _match(normalize: str, eps: float, source_mask: bool = False, target_mask: b
     return rest
 
 
+def _window(window: str, width: float, normalize: str, eps: float, *masks: bool):
+    def rest(*shape):
+        *given, grid, temperature, _, _ = _match(normalize, eps, *masks)(*shape)
+        return *given, grid, temperature, window, width, normalize, eps
+
+    return rest
+
+
 def _loss(reduction: str, normalize: str, eps: float, sigma: float = 0.0, radius: int = 0, plain: bool = False):
     def rest(batch, source, target):
         sources, targets = _cells(source), _cells(target)
@@ -64,6 +72,10 @@ VARIANTS = {
     "match, none, masks": Variant("match_features", _match("none", 0.0, True, True)),
     "match, added, source mask": Variant("match_features", _match("added", 1e-3, True, False)),
     "match, clamped, target mask": Variant("match_features", _match("clamped", 1.5, False, True)),
+    "window": Variant("soft_argmax_features", _window("gaussian", 1.5, "inside", 1e-6)),
+    "window, zero, masks": Variant("soft_argmax_features", _window("zero", 1.0, "none", 0.0, True, True)),
+    "window, exclude, source mask": Variant("soft_argmax_features", _window("exclude", 2.0, "clamped", 1.5, True)),
+    "window, none, target mask": Variant("soft_argmax_features", _window("none", 1.0, "added", 1e-3, False, True)),
     "loss": Variant("masked_contrastive_loss_features", _loss("mean", "inside", 1e-6)),
     "loss, sum, plain": Variant("masked_contrastive_loss_features", _loss("sum", "none", 0.0, plain=True)),
     "loss, none, smoothed": Variant("masked_contrastive_loss_features", _loss("none", "added", 1e-3, 1.0, 3)),

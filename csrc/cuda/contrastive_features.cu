@@ -5,6 +5,7 @@
 
 #include "contrastive_goals.cuh"
 #include "feature_gradient.cuh"
+#include "feature_reduce.cuh"
 
 namespace semimatch {
 
@@ -25,103 +26,64 @@ struct LossState {
 };
 
 template <class A>
-SEMIMATCH_FN LossState<A> no_loss() {
-  return {no_mass<A>(), A(0), A(0), A(0), A(0)};
-}
-
-template <class A>
-SEMIMATCH_FN void merge(LossState<A>& s, const LossState<A>& other, A scale) {
-  merge(s.mass, other.mass, scale);
-  s.positive += other.positive;
-  s.goal += other.goal;
-  s.weight += other.weight;
-  s.broken += other.broken;
-}
-
-// Adds the entries c[0..n) of the cells from `first` on.
-template <int n, class A>
-SEMIMATCH_FN void add(LossState<A>& s, const A* c, int64_t first, int64_t label, const Goals<A>& goals) {
-  add<n>(s.mass, c, n, goals.scale);
-#pragma unroll
-  for (int i = 0; i < n; ++i) {
-    s.positive = first + i == label ? c[i] : s.positive;
-    s.broken = c[i] == c[i] ? s.broken : c[i];
-  }
-  if (!goals.smoothing.on()) return;
-#pragma unroll
-  for (int i = 0; i < n; ++i) {
-    const A w = first + i < goals.reduced ? goal_of(goals.smoothing, label, first + i, c[i], A(1)) : A(0);
-    if (w == A(0)) continue;  // has no say, even if it is not finite
-    s.goal += w * c[i];
-    s.weight += w;
-  }
-}
-
-constexpr int kLossBatch = 8;
-
-// A block has kTile target cells and a run of tiles of source cells; parts [batch, runs, targets].
-template <class T>
-__global__ void __launch_bounds__(kTileThreads, 1)
-    contrastive_features_tiles(Vectors<T> src, Vectors<T> trg, TileRuns runs, Goals<Wide<T>> goals,
-                               LossState<Wide<T>>* parts) {
-  using A = Wide<T>;
-  const auto [b, panel, which_run, first_tile, last_tile] = runs.place(blockIdx.x);
-  const int cell = threadIdx.x % kTile, share = threadIdx.x / kTile, first = share * (kTile / kShares);
-  const int64_t target = panel * kTile + cell;
-  union Memory {
-    FeatureTile<A> tile;
-    LossState<A> shares[kShares][kTile];
+struct LossReducer {
+  using State = LossState<A>;
+  struct Line {
+    int64_t label;  // negative: the cell does not count
   };
-  SEMIMATCH_SHARED(memory, Memory);
-  SEMIMATCH_SHARED(stages, Stages<T>);
-  SEMIMATCH_SHARED(there, There);
-  const bool counts = target < trg.cells && goals.count(b, target);
-  const int64_t label = counts ? goals.nearest(b, target) : 0;
-  LossState<A> s = no_loss<A>();
-  for (int64_t i = first_tile; i < last_tile; ++i) {
-    form_tile<T>(memory.tile, stages, there, src, trg, b, i * kTile, panel * kTile);
-    __syncthreads();
-#pragma unroll 1
-    for (int r = first; counts && r < first + kTile / kShares; r += kLossBatch) {
-      A c[kLossBatch];
-#pragma unroll
-      for (int k = 0; k < kLossBatch; ++k) c[k] = memory.tile[r + k][cell];
-      add<kLossBatch>(s, c, i * kTile + r, label, goals);
-    }
-    __syncthreads();
-  }
-  memory.shares[share][cell] = s;
-  __syncthreads();
-  if (share > 0 || target >= trg.cells) return;
-  for (int k = 1; k < kShares; ++k) merge(s, memory.shares[k][cell], goals.scale);
-  parts[(b * runs.runs + which_run) * trg.cells + target] = s;
-}
+  Goals<A> goals;
 
-// Merges the parts of each cell, in order, and writes its loss.
+  SEMIMATCH_FN State none() const { return {no_mass<A>(), A(0), A(0), A(0), A(0)}; }
+  SEMIMATCH_FN Line line(int64_t b, int64_t i) const { return {goals.count(b, i) ? goals.nearest(b, i) : -1}; }
+  template <int n>
+  SEMIMATCH_FN void add(State& s, const A* c, int64_t, Run run, Line of) const {
+    if (of.label < 0) return;
+    semimatch::add<n>(s.mass, c, n, goals.scale);
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      s.positive = run.index(i) == of.label ? c[i] : s.positive;
+      s.broken = c[i] == c[i] ? s.broken : c[i];
+    }
+    if (!goals.smoothing.on()) return;
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      const A w = goal_of(goals.smoothing, of.label, run.index(i), c[i], A(1));
+      if (w == A(0)) continue;  // has no say, even if it is not finite
+      s.goal += w * c[i];
+      s.weight += w;
+    }
+  }
+  SEMIMATCH_FN void merge(State& s, const State& other) const {
+    semimatch::merge(s.mass, other.mass, goals.scale);
+    s.positive += other.positive;
+    s.goal += other.goal;
+    s.weight += other.weight;
+    s.broken += other.broken;
+  }
+};
+
 template <class A>
-__global__ void __launch_bounds__(kItemThreads, 1)
-    contrastive_features_losses(const LossState<A>* parts, int64_t runs, Goals<A> goals, A* loss, A* logsumexp) {
-  const int64_t i = int64_t(blockIdx.x) * kItemThreads + threadIdx.x;
-  if (i >= goals.batch * goals.cells) return;
-  const int64_t b = i / goals.cells, cell = i % goals.cells;
-  if (!goals.count(b, cell)) {
-    loss[i] = logsumexp[i] = A(0);
-    return;
+struct FeatureLosses {
+  LossReducer<A> reducer;
+  A *loss, *logsumexp;
+
+  SEMIMATCH_FN void finish(int64_t b, int64_t cell, LossState<A> s) const {
+    const Goals<A>& goals = reducer.goals;
+    const int64_t i = b * goals.cells + cell;
+    if (!goals.count(b, cell)) {
+      loss[i] = logsumexp[i] = A(0);
+      return;
+    }
+    if (s.mass.top == A(INFINITY)) s.mass.mass = A(1) + s.broken;
+    A positive = s.positive;
+    if (goals.smoothing.on() && positive != A(-INFINITY))  // excluded: whatever its neighbours
+      positive = s.weight > A(0) ? s.goal / s.weight : A(0);
+    A value = loss_of(s.mass, positive, positive - s.mass.top, goals.inverse_temperature);
+    if (goals.labels.at(b, cell) >= goals.reduced) value = A(NAN);  // must not pass as a number
+    loss[i] = value * goals.weight_of(b, cell);
+    logsumexp[i] = logsumexp_of(s.mass, goals.inverse_temperature);
   }
-  const LossState<A>* const from = parts + b * runs * goals.cells + cell;
-  LossState<A> s = from[0];
-  for (int64_t k = 1; k < runs; ++k) merge(s, from[k * goals.cells], goals.scale);
-  if (s.mass.top == A(INFINITY)) s.mass.mass = A(1) + s.broken;
-  A positive = s.positive, below_top = positive - s.mass.top;
-  if (goals.smoothing.on() && positive != A(-INFINITY)) {  // excluded: whatever its neighbours
-    positive = s.weight > A(0) ? s.goal / s.weight : A(0);
-    below_top = positive - s.mass.top;
-  }
-  A value = loss_of(s.mass, positive, below_top, goals.inverse_temperature);
-  if (goals.labels.at(b, cell) >= goals.reduced) value = A(NAN);  // must not pass as a number
-  loss[i] = value * goals.weight_of(b, cell);
-  logsumexp[i] = logsumexp_of(s.mass, goals.inverse_temperature);
-}
+};
 
 // The gradient by entries, for features_gradient. Which entries a smoothed label finds excluded is what the source mask
 // says: an entry of -inf that features of infinite size make is still counted to the weights that its goal is divided
@@ -185,14 +147,8 @@ void cell_losses(const Arguments& a, const Goals<Wide<T>>& goals, const LossResu
   using A = Wide<T>;
   if (goals.batch == 0) return;
   const Sides<T> sides(a, goals, false, device);
-  const TileRuns runs = feature_runs(goals.batch, goals.cells, goals.reduced);
-  const int64_t count = goals.batch * runs.runs * goals.cells;
-  Workspace memory(a.src, count * int64_t(sizeof(LossState<A>)), 1);
-  auto* const parts = memory.take<LossState<A>>(count);
-  launch("contrastive_features_tiles", contrastive_features_tiles<T>, tiles_geometry(runs), device.stream(),
-         sides.src.vectors, sides.trg.vectors, runs, goals, parts);
-  launch("contrastive_features_losses", contrastive_features_losses<A>, items_geometry(goals.batch * goals.cells),
-         device.stream(), parts, runs.runs, goals, data_of<A>(results.losses), data_of<A>(results.logsumexp));
+  const FeatureLosses<A> job = {{goals}, data_of<A>(results.losses), data_of<A>(results.logsumexp)};
+  reduce_sources(job, sides.src, sides.trg, a.src, device);
 }
 
 template <class T>

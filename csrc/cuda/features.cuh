@@ -11,6 +11,7 @@
 // or for float16, which has as many, the slope as a sum of two such numbers.
 #pragma once
 
+#include <cmath>
 #include <limits>
 
 #include "../feature_tensors.h"
@@ -312,7 +313,7 @@ __device__ __forceinline__ void form_tile(FeatureTile<Wide<T>>& tile, Stages<T>&
 #pragma unroll
           for (int i = 0; i < 4; ++i)
 #pragma unroll
-            for (int j = 0; j < 4; ++j) parts[i][j] += left[i][c] * right[j][c];
+            for (int j = 0; j < 4; ++j) parts[i][j] = std::fma(left[i][c], right[j][c], parts[i][j]);
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i)
