@@ -3,9 +3,9 @@
 Each op of `schemas` exists in ``torch.ops.semimatch_kernels`` once a backend: ``<name>`` (C++ and CUDA, by device),
 ``<name>_triton`` and ``<name>_reference``, all with the rules registered here.
 
-Autograd: see `autograd`. Autocast: the ops take any floating dtype and compute in
-float32 or wider, products of features in the dtype of the features; so the rule is "leave the inputs as they are",
-which is what PyTorch does without one. vmap: see `vmap`.
+Autograd and vmap: see the modules of that name. Autocast: the ops take any floating dtype and compute in float32 or
+wider, products of features in the dtype of the features; so the rule is "leave the inputs as they are", which is what
+PyTorch does without one.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ def _triton_kernel(name: str) -> Callable:
     return kernel
 
 
+# --- all of it, for one op
 def _register(name: str, op: Op) -> None:
     _LIBRARY.impl(f"{name}_reference", _reference_kernel(name), "CompositeExplicitAutograd")
     if "triton" in op.backends:
