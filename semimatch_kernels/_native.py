@@ -54,6 +54,8 @@ def _load_cpp(schemas: Mapping[str, str]) -> str | None:
         except ImportError as error:
             return _not_loadable(error)
         _compare("_C", module.op_schemas(), schemas)
+        if missing := [name for name in ("build_info", "cache_limit", "set_cache_limit") if not hasattr(module, name)]:
+            raise ImportError(f"semimatch_kernels._C is out of date: it has no {missing[0]}; {_REBUILD}")
         cpp = module
     return None
 

@@ -36,12 +36,12 @@ class OnDevice {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream_));
   }
   cudaStream_t stream() const { return static_cast<cudaStream_t>(stream_); }
-  // 80, 90, ...
-  int capability() const {
-    int major = 0, minor = 0;
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_);
-    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_);
-    return 10 * major + minor;
+  // Whether blocks of `kernel` can form clusters: the GPU must have them, and so must the architecture that the code it
+  // runs was compiled for, which may be an older one.
+  template <class... P>
+  bool has_clusters(void (*kernel)(P...)) const {
+    cudaFuncAttributes attributes;
+    return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
   }
 };
 

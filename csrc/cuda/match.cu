@@ -36,8 +36,9 @@ struct Cuda {
       return;
     }
     const bool both = job.per_row.wanted;
+    const auto kernel = both ? match_strips<T, A, kWidth, true> : match_strips<T, A, kWidth, false>;
     const Strips strips =
-        strips_of<A>(job.batch, job.rows, job.cols, kStripCols<kWidth>, both, device.capability() >= 90);
+        strips_of<A>(job.batch, job.rows, job.cols, kStripCols<kWidth>, both, device.has_clusters(kernel));
     Parts<A> col_parts = {nullptr, strips.col_pieces(), job.cols, job.per_col};
     Parts<A> row_parts = {nullptr, both ? strips.row_pieces() : 1, job.rows, job.per_row};
     const int64_t col_count = col_parts.unfinished(job.batch) * col_parts.pieces;
@@ -48,8 +49,7 @@ struct Cuda {
       col_parts.data = memory->take<Stats<A>>(col_count);
       row_parts.data = memory->take<Stats<A>>(row_count);
     }
-    launch("match_strips", both ? match_strips<T, A, kWidth, true> : match_strips<T, A, kWidth, false>,
-           strips_geometry(strips), device.stream(), job, strips, col_parts, row_parts);
+    launch("match_strips", kernel, strips_geometry(strips), device.stream(), job, strips, col_parts, row_parts);
     if (memory)
       launch("match_merge", match_merge<A>,
              items_geometry(col_parts.unfinished(job.batch) + row_parts.unfinished(job.batch)), device.stream(),

@@ -77,7 +77,7 @@ void run(const Arguments& a, const Outputs& out) {
   job.entropy = data_of<A>(out.entropy);
 
   if constexpr (sizeof(A) == sizeof(float)) {  // float64 does not fit the shared memory
-    if (device.capability() >= 90 && fits_cluster(m.rows, m.cols)) {
+    if (fits_cluster(m.rows, m.cols) && device.has_clusters(pseudo_labels_in_cluster<T, kTargetRows>)) {
       launch("pseudo_labels_in_cluster", pseudo_labels_in_cluster<T, kTargetRows>, cluster_geometry(m.batch, m.rows),
              device.stream(), job);
       return;

@@ -31,7 +31,10 @@ class OnDevice {
  public:
   explicit OnDevice(const torch::stable::Tensor&) {}
   cudaStream_t stream() const { return nullptr; }
-  int capability() const { return emulator::capability(); }
+  template <class... P>
+  bool has_clusters(void (*)(P...)) const {
+    return emulator::capability() >= 90;
+  }
 };
 
 template <class... P, class... Args>
