@@ -40,7 +40,7 @@ SANITIZERS = {
         {
             "SEMIMATCH_CPU_CACHE_MB": "0",
             "ASAN_OPTIONS": "detect_leaks=0:log_path={log}",
-            "UBSAN_OPTIONS": "print_stacktrace=1:log_path={log}",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
         },
         (*TESTS, "test_limits.py"),
     ),
@@ -86,7 +86,9 @@ def run(kind: str, arguments: list[str]) -> int:
     }  # fmt: skip
     # Not those of the allocator, which here is the sanitizer's.
     chosen = "(cpu or native) and not memory_is and not scratch_memory"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", chosen]
+    # Undefined behaviour is told on stderr whatever the log path is, and would die with what pytest has captured of it.
+    options = ["-q", "--capture=sys", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", chosen]
+    command = [sys.executable, "-m", "pytest", *options]
     files = [f"tests/{name}" for name in sanitizer.tests]
     status = subprocess.run([*command, *arguments, *files], cwd=folder, env=environment).returncode
     for report in folder.glob("report.*"):
