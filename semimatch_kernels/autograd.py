@@ -26,8 +26,22 @@ def _flat(values) -> list:
     return [item for v in values for item in (v if isinstance(v, (list, tuple)) else (v,))]
 
 
-def differentiable(forward: Callable, backward: Callable, op: Op) -> Callable:
-    """The Autograd kernel of op ``forward``, whose gradient is op ``backward``."""
+def unsupported(what: str, plain: Callable) -> RuntimeError:
+    """The error for what autograd cannot do with a fused op, whose definition is ``plain``."""
+    return RuntimeError(
+        f"semimatch_kernels: {what} is not supported; differentiate the plain PyTorch definition "
+        f"{plain.__module__}.{plain.__name__} instead"
+    )
+
+
+def _name(function: type[torch.autograd.Function], op: Callable) -> None:
+    """Calls ``function`` by its op where people look for it: in profiles, graphs and errors of autograd."""
+    function.__name__ = op.name().replace("::", "_")
+    function._backward_cls.__name__ = f"{function.__name__}Backward"
+
+
+def differentiable(forward: Callable, backward: Callable, op: Op, plain: Callable) -> Callable:
+    """The Autograd kernel of op ``forward``, whose gradient is op ``backward`` and whose definition is ``plain``."""
     arguments, results = forward._schema.arguments, len(forward._schema.returns)
     tensors = [i for i, a in enumerate(arguments) if str(a.type) in ("Tensor", "Optional[Tensor]")]
     lists = [i for i, a in enumerate(arguments) if str(a.type) == "List[Tensor]"]
@@ -62,7 +76,8 @@ def differentiable(forward: Callable, backward: Callable, op: Op) -> Callable:
                 args[i] = [next(saved) for _ in range(length)]
             for i, value in zip(constants, ctx.constants, strict=True):
                 args[i] = value
-            if torch.is_grad_enabled():  # create_graph: what comes may be differentiated, which the op refuses
+            # create_graph: the result may be differentiated, which the op refuses. Compiled: no guard can be traced.
+            if torch.is_grad_enabled() or torch.compiler.is_compiling():
                 result = backward(*args, *saved, *grads)
             else:
                 with _AutoDispatchBelowAutograd():
@@ -70,10 +85,14 @@ def differentiable(forward: Callable, backward: Callable, op: Op) -> Callable:
             by_input = (result,) if len(op.inputs) == 1 else result
             return None, None, *_flat(by_input)
 
+    _name(Gradient, forward)
+
     def kernel(keyset, *args):
         if torch.is_grad_enabled():
             leaves = _flat(args[i] for i in op.inputs)
             if any(t.requires_grad for t in leaves):
+                if torch._C._are_functorch_transforms_active():
+                    raise unsupported(f"a transform of torch.func that differentiates a fused op ({forward})", plain)
                 return Gradient.apply(keyset, args, *leaves)
         return _below(forward, keyset, args)
 
@@ -85,8 +104,8 @@ def constant(op: Callable) -> Callable:
     return lambda keyset, *args: _below(op, keyset, args)
 
 
-def once(op: Callable, name: str, instead: str) -> Callable:
-    """The Autograd kernel of a backward op: an error where its result is differentiated."""
+def once(op: Callable, plain: Callable) -> Callable:
+    """The Autograd kernel of a backward op: an error where its result is differentiated, which points to ``plain``."""
 
     class Gradient(torch.autograd.Function):
         """Takes the arguments as they are and, for autograd to see, the tensors that require a gradient; returns the
@@ -101,10 +120,9 @@ def once(op: Callable, name: str, instead: str) -> Callable:
 
         @staticmethod
         def backward(ctx, *grads):
-            raise RuntimeError(
-                f"semimatch_kernels: double backward through a fused op is not supported (here {name}); "
-                f"differentiate the plain PyTorch definition {instead} instead"
-            )
+            raise unsupported(f"double backward through a fused op ({op})", plain)
+
+    _name(Gradient, op)
 
     def kernel(keyset, *args):
         leaves = []

@@ -95,12 +95,12 @@ def _register(name: str, op: Op) -> None:
         torch.library.register_fake(f"{NAMESPACE}::{qualified}", getattr(fakes, name), lib=_LIBRARY)
         torch.library.register_vmap(f"{NAMESPACE}::{qualified}", vmap.rule(name, getattr(ops, qualified)), lib=_LIBRARY)
         overload = getattr(ops, qualified).default
+        plain = definition(name.removesuffix("_backward"))
         if name.endswith("_backward"):
-            plain = definition(name.removesuffix("_backward"))
-            kernel = autograd.once(overload, qualified, f"{plain.__module__}.{plain.__name__}")
+            kernel = autograd.once(overload, plain)
         elif op.inputs:
             backward = getattr(ops, qualified.replace(name, f"{name}_backward", 1)).default
-            kernel = autograd.differentiable(overload, backward, op)
+            kernel = autograd.differentiable(overload, backward, op, plain)
         else:
             kernel = autograd.constant(overload)
         _LIBRARY.impl(qualified, kernel, "Autograd", with_keyset=True)
@@ -122,9 +122,5 @@ _RUN = {
 def run(name: str, backend: str, *args):
     """Calls op ``name`` of ``backend``, with the arguments of its schema."""
     if forward_ad._current_level >= 0 and name in OPS:  # PyTorch would take the tangent for 0
-        function = definition(name)
-        raise RuntimeError(
-            "semimatch_kernels: forward-mode AD through a fused op is not supported; differentiate the plain PyTorch "
-            f"definition {function.__module__}.{function.__name__} instead"
-        )
+        raise autograd.unsupported("forward-mode AD through a fused op", definition(name))
     return _RUN[name, backend](*args)

@@ -81,6 +81,37 @@ def test_limit():
     assert filtered(16).untyped_storage().resizable(), "the memory of results is PyTorch's"
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to see resident memory")
+def test_a_result_above_the_limit_is_not_kept_and_drives_nothing_out():
+    large = filtered(96)
+    full = resident()
+    del (kept := [filtered(32)])[:]
+    del large
+    assert 48 * MIB < full - resident() < 80 * MIB, "32 MiB more are kept, 96 less are used"
+    assert kept == []
+
+
+OUT_OF_MEMORY = """
+import resource
+import torch
+import semimatch_kernels as smk
+def filtered(mib):
+    return smk.mutual_filter(torch.ones(1).expand(mib, 512, 512), backend="cpu")
+filtered(1)
+most = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + (256 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+results = [filtered(32) for _ in range(6)]  # 192 of the 256 MiB
+del results
+print(filtered(128).sum().item())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to see its memory")
+def test_what_is_kept_is_given_back_before_memory_runs_out():
+    done = run(OUT_OF_MEMORY, OMP_NUM_THREADS="1")
+    assert done.stdout == f"{128 * MIB / 4}\n", done.stderr
+
+
 def test_results_are_those_without():
     corr = torch.randn(4, 300, 500, requires_grad=True)
     expected, kept = [], []

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <mutex>
 #include <vector>
 
@@ -14,14 +15,14 @@ constexpr size_t kHugePage = size_t(2) << 20;
 
 size_t size_of_block(size_t bytes) { return (bytes + kHugePage - 1) / kHugePage * kHugePage; }
 
-// Blocks that are not in use. A lock that is held elsewhere is not waited for, but done without: it may be held for
-// ever, by a thread that a fork has left behind.
+// Blocks that are not in use. A lock that is held elsewhere is not waited for, or not for long, but done without: it
+// may be held for ever, by a thread that a fork has left behind.
 class Cache {
   struct Block {
     void* memory;
     size_t size;
   };
-  std::mutex mutex_;
+  std::timed_mutex mutex_;
   std::vector<Block> blocks_;  // the longest kept first
   size_t size_ = 0;
   std::atomic<size_t> most_ = 0;
@@ -54,7 +55,7 @@ class Cache {
 
   void give(void* memory, size_t size) {
     std::vector<Block> gone = {{memory, size}};
-    if (const std::unique_lock lock(mutex_, std::try_to_lock); lock) {
+    if (const std::unique_lock lock(mutex_, std::try_to_lock); lock && size <= most_) {  // larger: all would go for it
       blocks_.push_back(gone.front());
       size_ += size;
       gone = shrink(most_);
@@ -62,12 +63,16 @@ class Cache {
     unmap(gone);
   }
 
-  void limit(size_t most) {
-    std::unique_lock lock(mutex_);
-    most_ = most;
-    const std::vector<Block> gone = shrink(most);
-    lock.unlock();
+  // Frees what is kept above `most`.
+  void free(size_t most) {
+    std::vector<Block> gone;
+    if (const std::unique_lock lock(mutex_, std::chrono::seconds(1)); lock) gone = shrink(most);
     unmap(gone);
+  }
+
+  void limit(size_t most) {
+    most_ = most;
+    free(most);
   }
 
   size_t most() const { return most_; }
@@ -81,10 +86,14 @@ class Cache {
 }  // namespace
 
 void* take_block(size_t bytes) {
+  if (cache_limit() == 0) return nullptr;
   const size_t size = size_of_block(bytes);
   if (void* const kept = Cache::get().take(size)) return kept;
   void* const block = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (block == MAP_FAILED) return nullptr;
+  if (block == MAP_FAILED) {
+    Cache::get().free(0);  // the caller asks elsewhere, where that may be enough
+    return nullptr;
+  }
 #ifdef MADV_HUGEPAGE
   // Only advice. Ordinary pages are handed out one by one; a huge one at the end would be there as a whole.
   if (const size_t whole = bytes / kHugePage * kHugePage) madvise(block, whole, MADV_HUGEPAGE);

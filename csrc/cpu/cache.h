@@ -11,7 +11,8 @@ namespace semimatch {
 // What is smaller comes from elsewhere, where it is kept anyway.
 constexpr size_t kLeastBlock = size_t(1) << 20;
 
-// Uninitialised memory, aligned to a page. Null if there is none.
+// Uninitialised memory, aligned to a page. Null if there is none, or nothing is to be kept: the caller takes other
+// memory.
 void* take_block(size_t bytes);
 // Takes back what `take_block` gave for so many bytes.
 void give_block(void* block, size_t bytes);

@@ -1,0 +1,108 @@
+"""The Autograd kernels of the fused ops beyond numbers: what they save, how they are called, compiled autograd."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch._dynamo import compiled_autograd
+from torch.profiler import profile
+
+import semimatch_kernels as smk
+from semimatch_kernels import library
+
+GRID = (2, 3)
+
+
+def correlations(**how):
+    return torch.randn(2, 6, 5, **how)
+
+
+def match(corr):
+    return smk.match(corr, GRID, backend="reference")
+
+
+def levels(grad: bool = True):
+    return [torch.randn(2, 4, 3, 3, requires_grad=grad) for _ in range(2)]
+
+
+def test_profiles_graphs_and_errors_name_the_op():
+    corr = correlations(requires_grad=True)
+    with profile() as seen:
+        coords = match(corr).coords
+    name = "semimatch_kernels_match_reference"
+    assert coords.grad_fn.name() == f"{name}Backward" and name in {e.key for e in seen.key_averages()}
+    coords.mul_(2)
+    with pytest.raises(RuntimeError, match=f"output 0 of {name}, is at version 1"):
+        coords.sum().backward()
+    coords = match(corr).coords
+    grad = torch.autograd.grad(coords.sum(), corr, create_graph=True)[0]
+    assert grad.grad_fn.name() == "semimatch_kernels_match_backward_referenceBackward"
+
+
+@pytest.mark.parametrize("of", ["corr", "weight"])
+def test_what_is_saved_must_not_change(of):
+    values = {"corr": correlations(requires_grad=True).clone(), "weight": torch.rand(2, 5)}
+    loss = smk.masked_contrastive_loss(labels=torch.ones(2, 5, dtype=torch.int64), backend="reference", **values)
+    values[of].detach().zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_everything_saved_passes_the_hooks():
+    src, packed = levels(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t.shape) or t.clone(), lambda t: t):
+        corr = smk.correlation(src, levels(False), backend="reference")
+    corr.sum().backward()
+    assert len(packed) == 4 and all(s.grad is not None for s in src)
+
+
+def test_constants_alone_make_no_graph():
+    labels, weight = torch.ones(2, 5, dtype=torch.int64), torch.rand(2, 5, requires_grad=True)
+    loss = library.ops.masked_contrastive_loss_reference.default
+    rest = (labels, weight, None, 0.1, "mean", 0, 0.0, 0)
+    assert not loss(correlations(), *rest)[0].requires_grad
+    corr = correlations(requires_grad=True)
+    loss(corr, *rest)[0].backward()
+    assert corr.grad is not None and weight.grad is None
+
+
+@pytest.mark.parametrize("backward", [True, False])
+def test_nothing_is_left_for_the_garbage_collector(backward):
+    def step():
+        out = [smk.correlation(levels(), levels(), backend="reference"), *match(correlations(requires_grad=True))[:4]]
+        if backward:
+            sum(t.sum() for t in out).backward()
+
+    step()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            step()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
+def test_compiled_autograd_takes_it_in_one_graph():
+    def loss(src, trg):
+        corr = smk.correlation(src, trg, backend="reference").flatten(0, -3)
+        return smk.match(corr, (3, 3), backend="reference").entropy.sum()
+
+    src, trg = levels(), levels()
+    expected = torch.autograd.grad(loss(src, trg), [*src, *trg])
+    torch._dynamo.reset()
+    with compiled_autograd._enable(lambda graph: torch.compile(graph, backend="eager", fullgraph=True)):
+        loss(src, trg).backward()
+    for t, truth in zip([*src, *trg], expected, strict=True):
+        torch.testing.assert_close(t.grad, truth)
+
+
+def test_torch_func_says_what_to_do():
+    corr, definition = correlations(), library.definition("match")
+    with pytest.raises(RuntimeError, match=r"torch\.func.*match_reference.*reference\.matching\.match instead"):
+        torch.func.grad(lambda c: match(c).entropy.sum())(corr)
+    assert torch.func.grad(lambda c: definition(c, GRID, 0.1)[2].sum())(corr).abs().max() > 0
+    assert torch.func.grad(lambda c: smk.pseudo_labels(c, (GRID, (1, 5)))[1].sum() * c.sum())(corr).isfinite().all()
