@@ -34,16 +34,11 @@ class Scratch {
     }
   };
   static constexpr std::align_val_t kAlignment{64};
-#ifdef __SANITIZE_ADDRESS__
-  static constexpr bool kBlocks = false;  // it does not know their ends
-#else
-  static constexpr bool kBlocks = true;
-#endif
   std::unique_ptr<std::byte, Free> memory_;
   int64_t size_;
 
   static std::unique_ptr<std::byte, Free> allocate(size_t bytes) {
-    void* const block = kBlocks && bytes >= kLeastBlock ? take_block(bytes) : nullptr;
+    void* const block = bytes >= kLeastBlock ? take_block(bytes) : nullptr;
     void* const memory = block != nullptr ? block : ::operator new(bytes, kAlignment);
     return {static_cast<std::byte*>(memory), {bytes, block != nullptr}};
   }
