@@ -26,10 +26,11 @@ def peak(function: Callable[[], object], device: torch.device) -> int | None:
         torch.cuda.synchronize()
         del result
         return torch.cuda.max_memory_allocated() - before
-    kept = smk.cpu_cache() if smk.backends("match")["cpu"] is None else None
+    if smk.backends("match")["cpu"] is None:
+        limit = smk.cpu_cache()
+        smk.cpu_cache(0)
+        smk.cpu_cache(limit)
     try:
-        if kept is not None:
-            smk.cpu_cache(0)
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
@@ -38,9 +39,6 @@ def peak(function: Callable[[], object], device: torch.device) -> int | None:
         return max(0, _status("VmHWM") - before)
     except (OSError, AttributeError, KeyError):  # not Linux with glibc, or /proc is read-only
         return None
-    finally:
-        if kept is not None:
-            smk.cpu_cache(kept)
 
 
 def _status(name: str) -> int:
