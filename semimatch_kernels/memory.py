@@ -14,12 +14,12 @@ DEFAULT = 512
 
 
 def cpu_cache(mebibytes: int | None = None) -> int:
-    """The most memory that the C++ kernels keep for their next results and tables, in MiB; sets it, too.
+    """The most memory that the C++ kernels keep for their next call, in MiB; sets it, too.
 
     PyTorch gives large memory of the CPU back to the system at once and gets it again in zeroed pages, which costs more
     than most of these kernels. So what they need in pieces of 1 MiB and more (correlations, filtered ones, gradients,
-    tables of their own) is kept when it is freed, for the next of the same size (in steps of 2 MiB). A tensor that lies
-    there behaves as any other, but its storage cannot be resized (`Tensor.resize_` to more, ``out=`` of another op).
+    tables) is kept when it is freed, for the next of the same size (in steps of 2 MiB). A tensor that lies there
+    behaves as any other, but its storage cannot be resized (`Tensor.resize_` to more, ``out=`` of another op).
 
     Above the limit, what was kept longest is freed. Below it, nothing is until the process ends, needed again or not:
     where sizes change from call to call, count the whole limit as used, and once for every process.

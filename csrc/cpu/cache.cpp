@@ -85,10 +85,9 @@ class Cache {
 
 }  // namespace
 
-void* take_block(size_t bytes) {
+void* map_block(size_t bytes) {
   if (cache_limit() == 0) return nullptr;
   const size_t size = size_of_block(bytes);
-  if (void* const kept = Cache::get().take(size)) return kept;
   void* const block = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (block == MAP_FAILED) {
     Cache::get().free(0);  // the caller asks elsewhere, where that may be enough
@@ -99,6 +98,13 @@ void* take_block(size_t bytes) {
   if (const size_t whole = bytes / kHugePage * kHugePage) madvise(block, whole, MADV_HUGEPAGE);
 #endif
   return block;
+}
+
+void unmap_block(void* block, size_t bytes) { munmap(block, size_of_block(bytes)); }
+
+void* take_block(size_t bytes) {
+  void* const kept = Cache::get().take(size_of_block(bytes));
+  return kept != nullptr ? kept : map_block(bytes);
 }
 
 void give_block(void* block, size_t bytes) { Cache::get().give(block, size_of_block(bytes)); }

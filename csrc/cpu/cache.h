@@ -11,10 +11,12 @@ namespace semimatch {
 // What is smaller comes from elsewhere, where it is kept anyway.
 constexpr size_t kLeastBlock = size_t(1) << 20;
 
-// Uninitialised memory, aligned to a page. Null if there is none, or nothing is to be kept: the caller takes other
-// memory.
+// Uninitialised memory, aligned to a page: from the system, or from what is kept if there is some of this size. Null if
+// there is none, or nothing is to be kept: the caller takes other memory.
+void* map_block(size_t bytes);
 void* take_block(size_t bytes);
-// Takes back what `take_block` gave for so many bytes.
+// The way back, for as many bytes: to the system, or to be kept.
+void unmap_block(void* block, size_t bytes);
 void give_block(void* block, size_t bytes);
 
 // The most that is kept, in bytes. Less than before: what is above it is freed.

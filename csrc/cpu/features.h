@@ -54,7 +54,7 @@ class FeatureTiles {
         channels_(ceil_div(src.channels, kernels_.lanes) * kernels_.lanes),
         step_((channels_ / kernels_.lanes | 1) * kernels_.lanes),
         per_batch_(ceil_div(trg.cells, kColumns)),
-        rows_(batch * src.cells, step_ * int64_t(sizeof(A))) {
+        rows_(batch * src.cells, step_ * int64_t(sizeof(A)), Scratch::kGiveBack) {
     for_pieces(batch, src.cells, kColumns, [&](int64_t b, int64_t s0, int64_t s1) {
       kernels_.cells_by_channels(src_, b, s0, s1 - s0, row(rows_, b, s0), step_);
     });
@@ -64,7 +64,8 @@ class FeatureTiles {
   template <class F>
   void forward(const F& f) const {
     parallel(0, batch_ * per_batch_, [&](int64_t begin, int64_t end) {
-      const Scratch memory(src_.cells, kColumns * sizeof(A)), columns(src_.channels, kColumns * sizeof(A));
+      const Scratch memory(src_.cells, kColumns * sizeof(A), Scratch::kGiveBack);
+      const Scratch columns(src_.channels, kColumns * sizeof(A));
       for (int64_t i = begin; i < end; ++i) {
         const Columns<A> tile = tile_at(i, memory.at(0));
         form(tile, columns);
@@ -95,8 +96,9 @@ class FeatureTiles {
   Scratch gradients(bool formed, const F& f, T* grad_trg) const {
     const int64_t tiles = batch_ * per_batch_, tile_bytes = src_.cells * kColumns * int64_t(sizeof(A));
     const int64_t round = std::min(tiles, torch::stable::get_num_threads() * std::max(int64_t(1), kRound / tile_bytes));
-    Scratch sums(batch_ * src_.cells, step_ * int64_t(sizeof(A)));
-    const Scratch entries(round, tile_bytes), goals(round, kColumns * step_ * int64_t(sizeof(A)));
+    Scratch sums(batch_ * src_.cells, step_ * int64_t(sizeof(A)), Scratch::kGiveBack);
+    const Scratch entries(round, tile_bytes, Scratch::kGiveBack);
+    const Scratch goals(round, kColumns * step_ * int64_t(sizeof(A)), Scratch::kGiveBack);
     for (int64_t from = 0; from < tiles; from += round) {
       const int64_t to = std::min(from + round, tiles);
       parallel(from, to, [&](int64_t begin, int64_t end) {

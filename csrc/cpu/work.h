@@ -20,32 +20,42 @@
 
 namespace semimatch {
 
-// Uninitialised memory for n things of `size` bytes, aligned to 64.
+// Uninitialised memory for n things of `size` bytes, aligned to 64. Where it is much beside the op's results, its block
+// is not to be kept afterwards: it would come on top of them at the peak.
 class Scratch {
+ public:
+  enum Afterwards { kKeep, kGiveBack };
+
+  Scratch(int64_t n, int64_t size, Afterwards afterwards = kKeep)
+      : memory_(allocate(size_t(n) * size_t(size), afterwards)), size_(size) {}
+  void* at(int64_t i) const { return memory_.get() + i * size_; }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
   struct Free {
-    size_t bytes;
-    bool block;
+    size_t block_bytes;  // 0: no block
+    Afterwards afterwards;
     void operator()(std::byte* p) const {
-      if (block) {
-        give_block(p, bytes);
-      } else {
+      if (block_bytes == 0) {
         ::operator delete(p, kAlignment);
+      } else if (afterwards == kKeep) {
+        give_block(p, block_bytes);
+      } else {
+        unmap_block(p, block_bytes);
       }
     }
   };
-  static constexpr std::align_val_t kAlignment{64};
-  std::unique_ptr<std::byte, Free> memory_;
-  int64_t size_;
+  using Memory = std::unique_ptr<std::byte, Free>;
 
-  static std::unique_ptr<std::byte, Free> allocate(size_t bytes) {
-    void* const block = bytes >= kLeastBlock ? take_block(bytes) : nullptr;
+  static Memory allocate(size_t bytes, Afterwards afterwards) {
+    void* block = nullptr;
+    if (bytes >= kLeastBlock) block = afterwards == kKeep ? take_block(bytes) : map_block(bytes);
     void* const memory = block != nullptr ? block : ::operator new(bytes, kAlignment);
-    return {static_cast<std::byte*>(memory), {bytes, block != nullptr}};
+    return Memory(static_cast<std::byte*>(memory), {block != nullptr ? bytes : 0, afterwards});
   }
 
- public:
-  Scratch(int64_t n, int64_t size) : memory_(allocate(size_t(n) * size_t(size))), size_(size) {}
-  void* at(int64_t i) const { return memory_.get() + i * size_; }
+  Memory memory_;
+  int64_t size_;
 };
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
