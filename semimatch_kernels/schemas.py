@@ -40,8 +40,8 @@ _LOSS = "float temperature, str reduction, SymInt width, float sigma, SymInt rad
 _BOXES = "Tensor? src_box, Tensor? trg_box, bool forward_backward, float alpha1, float alpha2, str sampling"
 
 OPS: dict[str, Op] = {
-    "correlation": Op(f"({_LEVELS}) -> Tensor", ("cpu", "triton"), inputs=(0, 1), outputs=(0,)),
-    "correlation_backward": Op(f"({_LEVELS}, Tensor grad) -> (Tensor[], Tensor[])", ("cpu", "triton")),
+    "correlation": Op(f"({_LEVELS}) -> Tensor", ("cpu", "triton", "cuda"), inputs=(0, 1), outputs=(0,)),
+    "correlation_backward": Op(f"({_LEVELS}, Tensor grad) -> (Tensor[], Tensor[])", ("cpu", "triton", "cuda")),
     "mutual_filter": Op(
         "(Tensor corr, float? eps) -> (Tensor filtered, Tensor row_index, Tensor column_index)",
         ("cpu", "triton", "cuda"), inputs=(0,), outputs=(0,), saved=(1, 2),

@@ -67,7 +67,16 @@ def _loss(reduction: str, normalize: str, eps: float, sigma: float = 0.0, radius
     return rest
 
 
+def _level(*numbers):
+    return lambda *shape: numbers
+
+
 VARIANTS = {
+    "level": Variant("correlation", _level("inside", 1e-6, "none", False, 1, None)),
+    "level, relu": Variant("correlation", _level("none", 0.0, "sqrt_channels", True, 1, None)),
+    "level, relu, cubed, float": Variant("correlation", _level("clamped", 1.5, "channels", True, 3, torch.float32)),
+    "level, squared, wide": Variant("correlation", _level("added", 1e-3, "none", False, 2, torch.float64)),
+    "level, half": Variant("correlation", _level("none", 0.0, "channels", False, 1, torch.float16)),
     "match": Variant("match_features", _match("inside", 1e-6)),
     "match, none, masks": Variant("match_features", _match("none", 0.0, True, True)),
     "match, added, source mask": Variant("match_features", _match("added", 1e-3, True, False)),
@@ -86,7 +95,7 @@ LOSSES = [name for name in VARIANTS if name.startswith("loss")]
 
 def test_every_op_of_the_backend_is_here():
     native = {op.removesuffix("_backward") for op in schemas.NATIVE["cuda"]}
-    assert {op for op in native if op.endswith("_features")} == {v.op for v in VARIANTS.values()}
+    assert {op for op in native if op.endswith("_features") or op == "correlation"} == {v.op for v in VARIANTS.values()}
 
 
 def _args(variant: str, shape: tuple) -> tuple:
@@ -97,6 +106,8 @@ def _args(variant: str, shape: tuple) -> tuple:
 
 def _there(variant: str, rest: tuple) -> tuple[Tensor | None, Tensor | None]:
     """The cells of each side that take part, None for all."""
+    if VARIANTS[variant].op == "correlation":
+        return None, None
     if variant not in LOSSES:
         return rest[:2]
     labels, _, mask, source_mask = rest[:4]
@@ -112,6 +123,8 @@ def _call(variant: str, emulated: bool, features: tuple, rest: tuple, upstream: 
     """(results, gradients by the features) of the emulated or defined op; the results' gradients are ``upstream``."""
     name = VARIANTS[variant].op
     spec = schemas.OPS[name]
+    if name == "correlation":
+        return _call_level(emulated, *features, rest, upstream)
     results = _op(name, emulated)(*features, *rest)
     grads = [torch.ones_like(results[i]) for i in spec.outputs] if upstream is None else upstream
     grads = [g.to(results[i].dtype) for g, i in zip(grads, spec.outputs, strict=True)]
@@ -119,9 +132,20 @@ def _call(variant: str, emulated: bool, features: tuple, rest: tuple, upstream: 
     return tuple(results), tuple(_op(f"{name}_backward", emulated)(*features, *rest, *saved, *grads))
 
 
+def _call_level(emulated: bool, src: Tensor, trg: Tensor, rest: tuple, upstream: list | None) -> tuple:
+    """`_call` of a correlation of one level. Without a dtype of its own the result has that of the features; so it has
+    where those are float64: they stand for the truth."""
+    out_dtype = src.dtype if rest[-1] is None or src.dtype == torch.float64 else rest[-1]
+    args = [src], [trg], *rest[:-1], out_dtype
+    result = _op("correlation", emulated)(*args)
+    grad = torch.ones_like(result) if upstream is None else upstream[0].to(out_dtype)
+    by_src, by_trg = _op("correlation_backward", emulated)(*args, grad)
+    return (result,), (*by_src, *by_trg)
+
+
 def _upstream(variant: str, features: tuple, rest: tuple) -> list[Tensor]:
     spec = schemas.OPS[VARIANTS[variant].op]
-    results = _op(VARIANTS[variant].op, False)(*features, *rest)
+    results = _call(variant, False, features, rest)[0]
     return [torch.randn(results[i].shape, dtype=torch.float64) for i in spec.outputs]
 
 
@@ -244,6 +268,22 @@ def test_expanded_and_transposed_gradients(variant):
     _compare(variant, values, values, rest, expanded, "expanded")
     turned = [torch.randn(u.shape[::-1]).permute(list(range(u.dim()))[::-1]) for u in expanded]
     _compare(variant, values, values, rest, turned, "transposed")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("relu", [False, True])
+def test_levels_have_the_bits_of_one_level_alone(relu, dtype):
+    pairs = [_features((3, channels, (5, 7), (3, 17)), dtype) for channels in (5, 70, 1)]
+    src, trg = (list(side) for side in zip(*pairs, strict=True))
+    rest = "inside", 1e-6, "channels", relu, 2 if relu else 1, torch.float32
+    ours, backward = _op("correlation", True), _op("correlation_backward", True)
+    grad = torch.randn(3, 51, 35, 3).permute(0, 3, 2, 1)
+    results, (by_src, by_trg) = ours(src, trg, *rest), backward(src, trg, *rest, grad)
+    assert results.shape == (3, 3, 35, 51) and [g.shape[1] for g in by_src] == [5, 70, 1]
+    for i, (s, t) in enumerate(pairs):
+        assert torch.equal(results[:, i], ours([s], [t], *rest)[:, 0])
+        alone = backward([s], [t], *rest, grad[:, i : i + 1].contiguous())
+        assert torch.equal(by_src[i], alone[0][0]) and torch.equal(by_trg[i], alone[1][0])
 
 
 @pytest.mark.parametrize("variant", LOSSES)

@@ -43,7 +43,7 @@ KERNELS = {
     "SoftArgmax": 8, "SoftArgmaxSlopes": 8, "SoftArgmaxGradient": 8, "forward_backward_cells": 1,
     "vectors_ready": 4, "features_chain": 4, "match_features_tiles": 4, "match_features_slopes": 4, "MatchSlopes": 8,
     "counted_cells": 2, "reduce_features": 12, "merge_features": 8, "contrastive_features_goals": 4,
-    "ContrastiveSlopes": 8, "WindowSlopes": 8,
+    "ContrastiveSlopes": 8, "WindowSlopes": 8, "correlation_tiles": 6, "CorrelationSlopes": 12,
 }  # fmt: skip
 
 

@@ -95,6 +95,7 @@ struct ContrastiveSlopes {
   const Line* lines;  // [batch, targets]
   Goals<A> goals;
 
+  SEMIMATCH_FN bool needs_entries() const { return true; }
   SEMIMATCH_FN Line line(int64_t b, int64_t t) const { return lines[b * goals.cells + t]; }
   SEMIMATCH_FN Line none() const { return no_goal<A>(); }
   SEMIMATCH_FN Place place(int64_t) const { return {}; }

@@ -119,9 +119,9 @@ __device__ __forceinline__ void load_slice(Slice<T>& to, const Vectors<T>& from,
 }
 
 // The gradient by the vectors of the kept side: out [batch, kept cells, width]. kPerSource: the source cells are kept.
-// Slopes: Line, what entries of a target cell share; line(b, t); none(), of a cell that is not there; Place, what those
-// of a source cell share; place(s); value(entry, line, s, place), the gradient by an entry: finite, with none() zero,
-// at an entry of -inf.
+// Slopes: needs_entries(), whether value looks at the entry, which else is not formed; Line, what entries of a target
+// cell share; line(b, t); none(), of a cell that is not there; Place, what those of a source cell share; place(s);
+// value(entry, line, s, place), the gradient by an entry: finite, with none() zero, at an entry of -inf.
 template <class T, class Slopes, bool kPerSource>
 __global__ void __launch_bounds__(kTileThreads, 1)
     features_gradient(Slopes slopes, Vectors<T> kept, Vectors<T> others, int64_t batch, Wide<T>* out) {
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
       lines[threadIdx.x] = target < targets ? slopes.line(b, target) : slopes.none();
       places[threadIdx.x] = slopes.place(source0 + threadIdx.x);
     }
-    form_tile<T>(tile, memory.stages, there, kept, others, b, kept0, other0);
+    if (slopes.needs_entries()) form_tile<T>(tile, memory.stages, there, kept, others, b, kept0, other0);
     __syncthreads();
     const int col = threadIdx.x % kTile;
 #pragma unroll 4

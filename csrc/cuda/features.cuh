@@ -45,8 +45,8 @@ struct FeatureMap {
   SEMIMATCH_FN bool channels_first() const { return stride_channel < stride_cell; }
 };
 
-// The same made ready: normalised, rounded to T as the definition has them, `width` channels of which the last may be
-// zeros. Rows are whole Words.
+// The same made ready: normalised, multiplied by the normalizer's scale, rounded to T as the definition has them,
+// `width` channels of which the last may be zeros. Rows are whole Words.
 template <class T>
 struct Vectors {
   const T* data;  // [batch, cells, width]
@@ -116,11 +116,12 @@ __global__ void __launch_bounds__(kWarp* kVectorWarps, 1)
     factors[b * from.cells + cell] = factor;
     slopes[b * from.cells + cell] = from.normalizer.slope(squares);
   }
+  const A by = factor * from.normalizer.scale;
   const bool keep = cell < from.cells && from.valid(b, cell);
   for (int64_t c0 = 0; c0 < width; c0 += kWarp) {
     load_square(square, from, b, c0, cell0);
     __syncthreads();
-    for (int c = warp; c < kWarp; c += kVectorWarps) square[c][lane] = keep ? square[c][lane] * factor : A(0);
+    for (int c = warp; c < kWarp; c += kVectorWarps) square[c][lane] = keep ? square[c][lane] * by : A(0);
     __syncthreads();
     for (int n = warp; n < kWarp; n += kVectorWarps)
       if (cell0 + n < from.cells && c0 + lane < width)
@@ -148,7 +149,7 @@ __global__ void __launch_bounds__(kWarp* kVectorWarps, 1)
     if (changes) load_square(x, map, b, c0, cell0);
     for (int n = warp; n < kWarp; n += kVectorWarps)
       g[lane][n] = cell0 + n < map.cells && c0 + lane < width
-                       ? by_vectors[(b * map.cells + cell0 + n) * width + c0 + lane]
+                       ? by_vectors[(b * map.cells + cell0 + n) * width + c0 + lane] * map.normalizer.scale
                        : A(0);
     __syncthreads();
   };

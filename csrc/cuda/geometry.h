@@ -229,6 +229,14 @@ inline TileRuns feature_runs(int64_t batch, int64_t kept, int64_t reduced) {
   return {batch, panels, tiles, run, ceil_div(tiles, run)};
 }
 
+// For the product itself a block has one tile.
+SEMIMATCH_FN Tiling product_tiling(int64_t batch, int64_t rows, int64_t cols) {
+  return tiling(batch, rows, cols, kTile, kTile);
+}
+inline Geometry product_geometry(int64_t batch, int64_t rows, int64_t cols) {
+  return {product_tiling(batch, rows, cols).tiles(), kTileThreads};
+}
+
 // For the gradient by features a block has kTile kept cells and this many channels: what fits into its registers.
 template <class A>
 constexpr int kChannels = sizeof(A) == 8 ? 128 : 256;

@@ -44,6 +44,7 @@ struct MatchSlopes {
   Grid grid;
   A scale;
 
+  SEMIMATCH_FN bool needs_entries() const { return true; }
   SEMIMATCH_FN Line line(int64_t b, int64_t t) const { return lines[b * targets + t]; }
   SEMIMATCH_FN Line none() const { return {}; }
   SEMIMATCH_FN Place place(int64_t s) const { return position_of<A>(grid, static_cast<int>(s)); }

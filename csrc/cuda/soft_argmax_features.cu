@@ -51,6 +51,7 @@ struct WindowSlopes {
   const Line* lines;  // [batch, targets]
   int64_t targets;
 
+  SEMIMATCH_FN bool needs_entries() const { return true; }
   SEMIMATCH_FN Line line(int64_t b, int64_t t) const { return lines[b * targets + t]; }
   SEMIMATCH_FN Line none() const { return {}; }
   SEMIMATCH_FN Place place(int64_t) const { return {}; }

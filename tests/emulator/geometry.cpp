@@ -105,6 +105,8 @@ const char* covers_features(int64_t batch, int64_t cells, int64_t channels) {
   if (!why)
     why = covers(channel_tiling<double>(batch, cells, channels), channels_geometry<double>(batch, cells, channels),
                  cells, channels);
+  if (!why)
+    why = covers(product_tiling(batch, cells, channels), product_geometry(batch, cells, channels), cells, channels);
   if (!why) why = covers(vector_tiling(batch, cells), vectors_geometry(batch, cells), 1, cells);
   if (!why) why = covers(line_tiling(batch, cells), line_geometry(batch, cells), 1, cells);
   const TileRuns runs = feature_runs(batch, cells, channels);
@@ -122,6 +124,7 @@ const char* launch_limits(int64_t batch, int64_t rows, int64_t cols) {
                           labels_geometry(batch, cols),
                           tiles_geometry(feature_runs(batch, rows, cols)),
                           channels_geometry<double>(batch, rows, cols),
+                          product_geometry(batch, rows, cols),
                           vectors_geometry(batch, rows),
                           line_geometry(batch, rows),
                           strip_tiles_geometry<1>(batch, rows, cols),
