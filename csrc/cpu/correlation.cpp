@@ -4,22 +4,13 @@
 #include <type_traits>
 #include <vector>
 
+#include "../correlation_ops.h"
 #include "correlation_kernels.h"
 #include "features.h"
 #include "memory.h"
 
 namespace semimatch {
 namespace {
-
-using Levels = std::vector<Tensor>;
-
-struct Arguments {
-  std::string normalize;
-  double eps;
-  std::string scale;
-  Epilogue epilogue;
-  ScalarType out_type;
-};
 
 bool is_double(ScalarType type) { return type == ScalarType::Double; }
 
@@ -30,7 +21,7 @@ Tensor widened(const Tensor& t, bool wide) {
 
 // The tiles of one level. Features are rounded to their dtype once they are normalised where the result has it too.
 template <class T>
-FeatureTiles<T> tiles_of(const Tensor& src, const Tensor& trg, const Arguments& a) {
+FeatureTiles<T> tiles_of(const Tensor& src, const Tensor& trg, const CorrelationArguments& a) {
   using A = typename CpuFeatures<T>::A;
   const double root = std::sqrt(double(src.size(1)));
   const double by_src = a.scale == "none" ? 1 : 1 / root, by_trg = a.scale == "channels" ? 1 / root : 1;
@@ -54,21 +45,9 @@ void with_result_type(const Tensor& result, const F& f) {
   }
 }
 
-void check(const Levels& src, const Levels& trg, const Arguments& a) {
-  STD_TORCH_CHECK(!src.empty() && src.size() == trg.size(),
-                  "semimatch: src and trg must have as many levels, at least 1");
-  STD_TORCH_CHECK(a.epilogue.power >= 1, "semimatch: power must be at least 1");
-  for (size_t l = 0; l < src.size(); ++l) {
-    check_features(src[l], trg[l]);
-    STD_TORCH_CHECK(src[l].scalar_type() == src[0].scalar_type() && src[l].size(0) == src[0].size(0) &&
-                        src[l].size(2) == src[0].size(2) && trg[l].size(2) == trg[0].size(2),
-                    "semimatch: levels must have one dtype, batch and number of cells");
-  }
-}
-
 // Level l of out [B,L,S,T].
 template <class T, class O>
-void forward(const Tensor& src, const Tensor& trg, const Arguments& a, int64_t l, const Tensor& out) {
+void forward(const Tensor& src, const Tensor& trg, const CorrelationArguments& a, int64_t l, const Tensor& out) {
   using A = typename CpuFeatures<T>::A;
   const CorrelationKernels<O> kernels = SEMIMATCH_BEST(correlation_kernels<O>());
   const int64_t sources = src.size(2), targets = trg.size(2), levels = out.size(1);
@@ -80,7 +59,7 @@ void forward(const Tensor& src, const Tensor& trg, const Arguments& a, int64_t l
 }
 
 template <class T, class O>
-std::tuple<Tensor, Tensor> backward(const Tensor& src, const Tensor& trg, const Arguments& a, int64_t l,
+std::tuple<Tensor, Tensor> backward(const Tensor& src, const Tensor& trg, const CorrelationArguments& a, int64_t l,
                                     const Tensor& grad) {
   using A = typename CpuFeatures<T>::A;
   const CorrelationKernels<O> kernels = SEMIMATCH_BEST(correlation_kernels<O>());
@@ -97,8 +76,8 @@ std::tuple<Tensor, Tensor> backward(const Tensor& src, const Tensor& trg, const 
 
 Tensor correlation(Levels src, Levels trg, std::string normalize, double eps, std::string scale, bool relu,
                    int64_t power, ScalarType out_dtype) {
-  const Arguments a = {normalize, eps, scale, {relu, power}, out_dtype};
-  check(src, trg, a);
+  const CorrelationArguments a = {normalize, eps, scale, {relu, power}, out_dtype};
+  check_levels(src, trg, a);
   const bool wide = is_double(src[0].scalar_type()) || is_double(out_dtype);
   const int64_t levels = int64_t(src.size());
   const Tensor out = new_large_of(src[0], {src[0].size(0), levels, src[0].size(2), trg[0].size(2)},
@@ -116,8 +95,8 @@ Tensor correlation(Levels src, Levels trg, std::string normalize, double eps, st
 std::tuple<Levels, Levels> correlation_backward(Levels src, Levels trg, std::string normalize, double eps,
                                                 std::string scale, bool relu, int64_t power, ScalarType out_dtype,
                                                 Tensor grad) {
-  const Arguments a = {normalize, eps, scale, {relu, power}, out_dtype};
-  check(src, trg, a);
+  const CorrelationArguments a = {normalize, eps, scale, {relu, power}, out_dtype};
+  check_levels(src, trg, a);
   const ScalarType type = src[0].scalar_type();
   const bool wide = is_double(type) || is_double(out_dtype), narrow = wide && !is_double(type);
   STD_TORCH_CHECK(grad.scalar_type() == out_dtype && grad.dim() == 4 && grad.size(0) == src[0].size(0) &&

@@ -1,11 +1,10 @@
 // `correlation` on CUDA, level by level: forward 3 launches, backward 6. Tiles of the product are those of
 // features.cuh, finished where they lie and written once.
 #include <cmath>
-#include <string>
 #include <tuple>
 #include <vector>
 
-#include "../correlation.h"
+#include "../correlation_ops.h"
 #include "feature_gradient.cuh"
 
 namespace semimatch {
@@ -51,28 +50,6 @@ struct CorrelationSlopes {
 
 namespace {
 
-using Levels = std::vector<Tensor>;
-
-struct Arguments {
-  std::string normalize;
-  double eps;
-  std::string scale;
-  Epilogue epilogue;
-  ScalarType out_type;
-};
-
-void check(const Levels& src, const Levels& trg, const Arguments& a) {
-  STD_TORCH_CHECK(!src.empty() && src.size() == trg.size(),
-                  "semimatch: src and trg must have as many levels, at least 1");
-  STD_TORCH_CHECK(a.epilogue.power >= 1, "semimatch: power must be at least 1");
-  for (size_t l = 0; l < src.size(); ++l) {
-    check_features(src[l], trg[l]);
-    STD_TORCH_CHECK(src[l].scalar_type() == src[0].scalar_type() && src[l].size(0) == src[0].size(0) &&
-                        src[l].size(2) == src[0].size(2) && trg[l].size(2) == trg[0].size(2),
-                    "semimatch: levels must have one dtype, batch and number of cells");
-  }
-}
-
 // What products of features of type `a` are formed in for a result of type `b`: the wider, as PyTorch has it.
 ScalarType promoted(ScalarType a, ScalarType b) {
   if (a == b) return a;
@@ -109,20 +86,20 @@ struct Sides {
   using A = Wide<T>;
   const FeatureSide<T> src, trg;
 
-  Sides(const Tensor& s, const Tensor& t, const Arguments& a, bool gradient, const OnDevice& device)
+  Sides(const Tensor& s, const Tensor& t, const CorrelationArguments& a, bool gradient, const OnDevice& device)
       : src(s, {}, normalizer(a, s, a.scale != "none"), gradient, device),
         trg(t, {}, normalizer(a, t, a.scale == "channels"), gradient, device) {}
 
  private:
-  static Normalizer<A> normalizer(const Arguments& a, const Tensor& features, bool divided) {
+  static Normalizer<A> normalizer(const CorrelationArguments& a, const Tensor& features, bool divided) {
     return normalizer_of<A>(a.normalize, a.eps, divided ? 1 / std::sqrt(double(features.size(1))) : 1);
   }
 };
 
 Tensor correlation(Levels src, Levels trg, std::string normalize, double eps, std::string scale, bool relu,
                    int64_t power, ScalarType out_dtype) {
-  const Arguments a = {normalize, eps, scale, {relu, power}, out_dtype};
-  check(src, trg, a);
+  const CorrelationArguments a = {normalize, eps, scale, {relu, power}, out_dtype};
+  check_levels(src, trg, a);
   const ScalarType products = promoted(src[0].scalar_type(), out_dtype), type = kernel_result(products, out_dtype);
   const int64_t batch = src[0].size(0), levels = int64_t(src.size()), sources = src[0].size(2),
                 targets = trg[0].size(2);
@@ -145,8 +122,8 @@ Tensor correlation(Levels src, Levels trg, std::string normalize, double eps, st
 std::tuple<Levels, Levels> correlation_backward(Levels src, Levels trg, std::string normalize, double eps,
                                                 std::string scale, bool relu, int64_t power, ScalarType out_dtype,
                                                 Tensor grad) {
-  const Arguments a = {normalize, eps, scale, {relu, power}, out_dtype};
-  check(src, trg, a);
+  const CorrelationArguments a = {normalize, eps, scale, {relu, power}, out_dtype};
+  check_levels(src, trg, a);
   const ScalarType own = src[0].scalar_type(), products = promoted(own, out_dtype);
   const int64_t batch = src[0].size(0), levels = int64_t(src.size()), sources = src[0].size(2),
                 targets = trg[0].size(2);
