@@ -1,7 +1,7 @@
 """Autograd of the fused ops: one formula for all, see `schemas.Op`.
 
 Put on the dispatcher's Autograd key, as `torch.library.register_autograd` does, but without what that does for any op
-there could be (trees of arguments, keywords, defaults), which took as long as a small op itself. Once only, and not
+there could be (trees of arguments, keywords, defaults), which is host time of every call. Once only, and not
 under torch.func's transforms (PyTorch's limit for ops registered in Python; the plain definitions take any).
 """
 

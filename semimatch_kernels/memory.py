@@ -16,8 +16,8 @@ DEFAULT = 512
 def cpu_cache(mebibytes: int | None = None) -> int:
     """The most memory that the C++ kernels keep for their next call, in MiB; sets it, too.
 
-    PyTorch gives large memory of the CPU back to the system at once and gets it again in zeroed pages, which costs more
-    than most of these kernels. So what they need in pieces of 1 MiB and more (correlations, filtered ones, gradients,
+    PyTorch gives large memory of the CPU back to the system at once and gets it again in zeroed pages, which can cost
+    as much as these kernels. So what they need in pieces of 1 MiB and more (correlations, filtered ones, gradients,
     tables) is kept when it is freed, for the next of the same size (in steps of 2 MiB). A tensor that lies there
     behaves as any other, but its storage cannot be resized (`Tensor.resize_` to more, ``out=`` of another op).
 

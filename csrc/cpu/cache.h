@@ -1,7 +1,7 @@
 // Large memory of the CPU ops: kept when it is not needed any more, for the next of its size.
 //
 // PyTorch and the C library give large memory back to the system, which hands it out anew in zeroed pages: for a
-// gradient of 33 MB that takes longer than to compute it, and a training step asks for the same sizes again and again.
+// large gradient that can take as long as to compute it, and a training step asks for the same sizes again and again.
 #pragma once
 
 #include <cstddef>
