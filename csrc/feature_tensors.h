@@ -28,7 +28,7 @@ inline void check_features(const Tensor& src, const Tensor& trg) {
 
 // An uninitialised gradient by features.
 inline Tensor new_contiguous(const Tensor& features) {
-  return torch::stable::new_empty(features, {features.size(0), features.size(1), features.size(2)});
+  return new_tensor(features, {features.size(0), features.size(1), features.size(2)});
 }
 
 }  // namespace semimatch

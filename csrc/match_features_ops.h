@@ -63,9 +63,9 @@ class MatchFeaturesOps {
     check_features(src, trg);
     const int64_t batch = src.size(0), cells = trg.size(2);
     const ScalarType type = accumulate_type(src);
-    const auto empty = [&](ScalarType t) { return torch::stable::new_empty(src, {batch, cells}, t); };
-    const MatchTensors results = {torch::stable::new_empty(src, {batch, cells, 2}, type), empty(type), empty(type),
-                                  empty(type), empty(ScalarType::Long)};
+    const auto empty = [&](ScalarType t) { return new_tensor(src, {batch, cells}, t); };
+    const MatchTensors results = {new_tensor(src, {batch, cells, 2}, type), empty(type), empty(type), empty(type),
+                                  empty(ScalarType::Long)};
     const Arguments a = {src, trg, source_mask, target_mask, grid, temperature, normalize, eps};
     Device::with_type(src, [&](auto type) {
       using T = decltype(type);

@@ -120,9 +120,8 @@ class MatchOps {
   static SideTensors new_side(const Tensor& corr, int64_t cells) {
     const int64_t batch = corr.size(0);
     const ScalarType type = accumulate_type(corr);
-    const auto empty = [&](ScalarType t) { return torch::stable::new_empty(corr, {batch, cells}, t); };
-    return {torch::stable::new_empty(corr, {batch, cells, 2}, type), empty(type), empty(type), empty(type),
-            empty(ScalarType::Long)};
+    const auto empty = [&](ScalarType t) { return new_tensor(corr, {batch, cells}, t); };
+    return {new_tensor(corr, {batch, cells, 2}, type), empty(type), empty(type), empty(type), empty(ScalarType::Long)};
   }
 
   static Tensor backward(const Tensor& corr, double temperature, const Direction* over_source,

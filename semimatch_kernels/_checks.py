@@ -58,6 +58,10 @@ def check_count(value: object, name: str, least: int = 0) -> int:
 
 def check_grid(grid: object, cells: int | None, name: str = "grid", side: str = "source") -> Grid:
     """``grid`` = (H, W), at least one cell; H*W equal to the number of ``cells`` of ``side`` if given."""
+    if type(grid) is tuple and len(grid) == 2:  # the ordinary case first: what follows is a third of a small op's time
+        height, width = grid
+        if type(height) is int and type(width) is int and height > 0 and width > 0 and height * width == cells:
+            return grid
     if not isinstance(grid, Sequence) or isinstance(grid, str) or len(grid) != 2:
         raise TypeError(f"{name}: expected (H, W) of the {side} side, got {describe(grid)}")
     if any(isinstance(n, Sequence) for n in grid):
@@ -80,7 +84,7 @@ def check_grids(grid: object, sources: int, targets: int, name: str = "grid") ->
 
 def check_number(value: object, name: str, least: float = -math.inf) -> float:
     """A finite number (Python's or NumPy's) of at least ``least``; not a tensor, as it carries no gradient."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(f"{name}: expected a number (it is not differentiable), got {describe(value)}")
     value = float(value)  # NumPy's compare in their own precision
     # By comparison, which NaN fails: torch.compile cannot trace math.isfinite of a float that it takes for dynamic.

@@ -94,7 +94,7 @@ def order(op: str, device: str) -> tuple[str, ...]:
 def choose(op: str, backend: str | None, like: Tensor) -> str:
     """The backend that runs ``op`` on tensors like ``like``; raises `BackendError` if the one asked for cannot."""
     name = DEFAULT if backend is None else backend
-    device = like.device.type
+    device = "cpu" if like.is_cpu else "cuda" if like.is_cuda else like.device.type
     if name == "auto":
         for candidate in order(op, device):
             if reason_against(op, candidate, device, like.dtype) is None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._C import _AutoDispatchBelowAutograd
 from torch.autograd import forward_ad
 
 from . import _native, autograd, fakes, vmap
@@ -123,4 +124,9 @@ def run(name: str, backend: str, *args):
     """Calls op ``name`` of ``backend``, with the arguments of its schema."""
     if forward_ad._current_level >= 0 and name in OPS:  # PyTorch would take the tangent for 0
         raise autograd.unsupported("forward-mode AD through a fused op", definition(name))
-    return _RUN[name, backend](*args)
+    op = _RUN[name, backend]
+    # Without a gradient there is nothing for Autograd to do, and its kernel in Python is a fourth of a small call.
+    if name in COMPOSITES or torch.compiler.is_compiling() or (OPS[name].inputs and torch.is_grad_enabled()):
+        return op(*args)
+    with _AutoDispatchBelowAutograd():
+        return op(*args)

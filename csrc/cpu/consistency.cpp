@@ -27,7 +27,7 @@ Tensor forward_backward_mask(Tensor index_own, Tensor index_other, Grid2 own, Gr
                                          sampling == "bilinear");
   const Tensor matches = per_cell(index_own, batch, cells, ScalarType::Long, "index_own");
   const Tensor back = per_cell(index_other, batch, others, ScalarType::Long, "index_other");
-  const Tensor result = torch::stable::new_empty(index_own, {batch, cells}, ScalarType::Bool);
+  const Tensor result = new_tensor(index_own, {batch, cells}, ScalarType::Bool);
   const int64_t *there = data_of<const int64_t>(matches), *here = data_of<const int64_t>(back);
   STD_TORCH_CHECK(std::all_of(there, there + batch * cells, [&](int64_t i) { return i >= 0 && i < others; }),
                   "semimatch: index_own must name cells of the other side, from 0 to before ", others);

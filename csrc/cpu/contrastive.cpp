@@ -85,7 +85,7 @@ void forward(const Arguments& a, Tensor& loss, Tensor& logsumexp, Tensor& count)
   auto& job = call.job;
   const auto& kernels = call.kernels;
   const int64_t batch = job.corr.batch;
-  Tensor losses = a.reduction == "none" ? loss : torch::stable::new_empty(logsumexp, {batch, call.cells});
+  Tensor losses = a.reduction == "none" ? loss : new_tensor(logsumexp, {batch, call.cells});
   job.loss = data_of<A>(losses);
   job.logsumexp = data_of<A>(logsumexp);
   if (call.per_row) {
@@ -150,10 +150,9 @@ std::tuple<Tensor, Tensor, Tensor> masked_contrastive_loss(Tensor corr, Tensor l
                   "semimatch: corr must be [B,S,T], not empty");
   const ScalarType type = accumulate_type(corr);
   const int64_t batch = corr.size(0), cells = corr.size(2);
-  Tensor logsumexp = torch::stable::new_empty(corr, {batch, cells}, type);
-  Tensor loss = reduction == "none" ? torch::stable::new_empty(corr, {batch, cells}, type)
-                                    : torch::stable::new_empty(corr, {}, type);
-  Tensor count = torch::stable::new_empty(corr, {}, ScalarType::Long);
+  Tensor logsumexp = new_tensor(corr, {batch, cells}, type);
+  Tensor loss = reduction == "none" ? new_tensor(corr, {batch, cells}, type) : new_tensor(corr, {}, type);
+  Tensor count = new_tensor(corr, {}, ScalarType::Long);
   const Arguments a = {corr, labels, weight, mask, temperature, reduction, width, sigma, radius};
   with_type(corr, [&](auto type) { forward<decltype(type)>(a, loss, logsumexp, count); });
   return {loss, logsumexp, count};

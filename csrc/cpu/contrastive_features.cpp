@@ -114,8 +114,7 @@ void forward(const Arguments& a, Tensor& loss, Tensor& logsumexp, Tensor& count)
   using A = typename CpuFeatures<T>::A;
   Call<T> call(a);
   const int64_t cells = a.src.size(0) * call.targets;
-  const Tensor losses =
-      a.reduction == "none" ? loss : torch::stable::new_empty(logsumexp, {a.src.size(0), call.targets});
+  const Tensor losses = a.reduction == "none" ? loss : new_tensor(logsumexp, {a.src.size(0), call.targets});
   call.job.loss = data_of<A>(losses);
   call.job.logsumexp = data_of<A>(logsumexp);
   const auto& kernels = call.kernels;
@@ -199,10 +198,9 @@ std::tuple<Tensor, Tensor, Tensor> masked_contrastive_loss_features(Tensor src, 
                        reduction, width, sigma,  radius, normalize, eps};
   const KeptCells kept = kept_cells(a);
   const int64_t batch = src.size(0), cells = kept.few() ? kept.most() : trg.size(2);
-  Tensor logsumexp = torch::stable::new_empty(src, {batch, cells}, type);
-  Tensor loss = reduction == "none" ? torch::stable::new_empty(src, {batch, cells}, type)
-                                    : torch::stable::new_empty(src, {}, type);
-  Tensor count = torch::stable::new_empty(src, {}, ScalarType::Long);
+  Tensor logsumexp = new_tensor(src, {batch, cells}, type);
+  Tensor loss = reduction == "none" ? new_tensor(src, {batch, cells}, type) : new_tensor(src, {}, type);
+  Tensor count = new_tensor(src, {}, ScalarType::Long);
   with_type(src, [&](auto type) {
     using T = decltype(type);
     using A = typename CpuFeatures<T>::A;

@@ -104,8 +104,8 @@ std::tuple<Tensor, Tensor, Tensor> dual_softmax(Tensor corr, double temperature,
   const ScalarType type = accumulate_type(corr);
   const int64_t batch = corr.size(0), sources = corr.size(1), targets = corr.size(2);
   const Tensor p = new_large_of(corr, {batch, sources, targets}, type);
-  const Tensor target = torch::stable::new_empty(corr, {batch, targets}, type);
-  const Tensor source = torch::stable::new_empty(corr, {batch, sources}, type);
+  const Tensor target = new_tensor(corr, {batch, targets}, type);
+  const Tensor source = new_tensor(corr, {batch, sources}, type);
   with_type(corr, [&](auto type) {
     using T = decltype(type);
     using A = typename CpuDualSoftmax<T>::A;

@@ -30,8 +30,7 @@ class KeptCells {
   Tensor gather(const Tensor& t, E fill) const {
     const bool deep = t.dim() == 3;
     const int64_t rows = deep ? t.size(1) : 1, row_stride = deep ? t.stride(1) : 0, stride = t.stride(t.dim() - 1);
-    const Tensor result =
-        deep ? torch::stable::new_empty(t, {batch_, rows, most_}) : torch::stable::new_empty(t, {batch_, most_});
+    const Tensor result = deep ? new_tensor(t, {batch_, rows, most_}) : new_tensor(t, {batch_, most_});
     for_rows(rows, [&](int64_t b, int64_t r) {
       const E* const from = data_of<const E>(t) + b * t.stride(0) + r * row_stride;
       E* const to = data_of<E>(result) + (b * rows + r) * most_;
@@ -47,8 +46,7 @@ class KeptCells {
   Tensor scatter(const Tensor& t) const {
     const bool deep = t.dim() == 3;
     const int64_t rows = deep ? t.size(1) : 1;
-    const Tensor result =
-        deep ? torch::stable::new_empty(t, {batch_, rows, cells_}) : torch::stable::new_empty(t, {batch_, cells_});
+    const Tensor result = deep ? new_tensor(t, {batch_, rows, cells_}) : new_tensor(t, {batch_, cells_});
     for_rows(rows, [&](int64_t b, int64_t r) {
       const E* const from = data_of<const E>(t) + (b * rows + r) * most_;
       E* const to = data_of<E>(result) + (b * rows + r) * cells_;

@@ -175,9 +175,9 @@ std::tuple<Tensor, Tensor, Tensor> mutual_filter(Tensor corr, Eps eps) {
   const Tensor out = new_large(corr, shape);
   const int64_t cols = shape.back();
   shape.pop_back();
-  const Tensor row_index = torch::stable::new_empty(corr, shape, ScalarType::Long);
+  const Tensor row_index = new_tensor(corr, shape, ScalarType::Long);
   shape.back() = cols;
-  const Tensor column_index = torch::stable::new_empty(corr, shape, ScalarType::Long);
+  const Tensor column_index = new_tensor(corr, shape, ScalarType::Long);
   if (out.numel() > 0)
     with_type(corr, [&](auto type) { forward<decltype(type)>(corr, eps, out, row_index, column_index); });
   return {out, row_index, column_index};

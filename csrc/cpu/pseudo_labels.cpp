@@ -71,7 +71,7 @@ class Statistics {
     score.resize(n);
     entropy.resize(n);
     label.resize(n);
-    if (a.forward_backward) source_index_ = torch::stable::new_empty(a.corr, {batch_, sources_}, ScalarType::Long);
+    if (a.forward_backward) source_index_ = new_tensor(a.corr, {batch_, sources_}, ScalarType::Long);
     take_match();
     if (a.entropy_eps != 0) take_entropy_with_eps();
     if (std::any_of(score.begin(), score.end(), [](A s) { return std::isnan(s); })) take_labels_with_nan();
@@ -128,8 +128,8 @@ class Statistics {
 
   // Labels as torch.argmax has them, which takes NaN for the largest.
   void take_labels_with_nan() {
-    const Tensor index = torch::stable::new_empty(a_.corr, {batch_, targets_}, ScalarType::Long);
-    const Tensor sources = torch::stable::new_empty(a_.corr, {batch_, sources_}, ScalarType::Long);
+    const Tensor index = new_tensor(a_.corr, {batch_, targets_}, ScalarType::Long);
+    const Tensor sources = new_tensor(a_.corr, {batch_, sources_}, ScalarType::Long);
     largest_entries<T>(a_.corr, sources, index);
     std::copy_n(data_of<const int64_t>(index), batch_ * targets_, label.begin());
   }
@@ -184,9 +184,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pseudo_labels(
   STD_TORCH_CHECK(cell.has_value() == valid.has_value(), "semimatch: cell and valid go together");
   const Grid source = grid_of(source_grid, corr.size(1), "source"),
              target = grid_of(target_grid, corr.size(2), "target");
-  const auto empty = [&](ScalarType type) {
-    return torch::stable::new_empty(corr, {corr.size(0), corr.size(2)}, type);
-  };
+  const auto empty = [&](ScalarType type) { return new_tensor(corr, {corr.size(0), corr.size(2)}, type); };
   const ScalarType wide = accumulate_type(corr);
   const Outputs out = {empty(ScalarType::Long), empty(wide), empty(ScalarType::Bool), empty(wide), empty(wide)};
   const Arguments a = {corr,

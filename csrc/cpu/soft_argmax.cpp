@@ -31,8 +31,8 @@ struct Arguments {
 
 Result new_result(const Tensor& like, int64_t cells) {
   const int64_t batch = like.size(0);
-  return {torch::stable::new_empty(like, {batch, cells, 2}, accumulate_type(like)),
-          torch::stable::new_empty(like, {batch, cells}, ScalarType::Long)};
+  return {new_tensor(like, {batch, cells, 2}, accumulate_type(like)),
+          new_tensor(like, {batch, cells}, ScalarType::Long)};
 }
 
 template <class A>

@@ -34,7 +34,7 @@ Tensor forward_backward_mask(Tensor index_own, Tensor index_other, Grid2 own, Gr
                        sampling == "bilinear");
   const int64_t batch = index_own.size(0), cells = index_own.size(1), others = index_other.size(1);
   STD_TORCH_CHECK(index_other.size(0) == batch, "semimatch: index_own and index_other must have one batch size");
-  const Tensor mask = torch::stable::new_empty(index_own, {batch, cells}, ScalarType::Bool);
+  const Tensor mask = new_tensor(index_own, {batch, cells}, ScalarType::Bool);
   if (batch == 0) return mask;
   const OnDevice device(index_own);
   const Tensor mine = torch::stable::contiguous(index_own), theirs = torch::stable::contiguous(index_other);

@@ -126,7 +126,7 @@ struct Arguments {
 
 template <class A>
 Tensor counted(const Goals<A>& goals, const Tensor& like, const OnDevice& device) {
-  const Tensor kept = torch::stable::new_empty(like, {like.size(0), like.size(2)}, ScalarType::Bool);
+  const Tensor kept = new_tensor(like, {like.size(0), like.size(2)}, ScalarType::Bool);
   launch("counted_cells", counted_cells<A>, items_geometry(goals.batch * goals.cells), device.stream(), goals,
          data_of<bool>(kept));
   return kept;

@@ -153,7 +153,7 @@ class GoalsOfCall {
     goals.smoothing.grid = {int(reduced / a.width), int(a.width)};
     goals.smoothing.radius = int(std::min(a.radius, std::max(a.width, reduced / a.width) - 1));
     const int64_t n = goals.smoothing.radius + 1;
-    table_ = torch::stable::new_empty(like, {n}, ScalarType::Double);
+    table_ = new_tensor(like, {n}, ScalarType::Double);
     goals.smoothing.weights = data_of<double>(table_);
     launch("smoothing_table", smoothing_table<double>, items_geometry(n), device.stream(), data_of<double>(table_), n,
            a.sigma);
@@ -187,10 +187,10 @@ class LossResults {
   LossResults(const Tensor& like, const std::string& reduction) {
     const int64_t batch = like.size(0), cells = like.size(2);
     const ScalarType type = accumulate_type(like);
-    losses = torch::stable::new_empty(like, {batch, cells}, type);
-    logsumexp = torch::stable::new_empty(like, {batch, cells}, type);
-    loss_ = reduction == "none" ? losses : torch::stable::new_empty(like, {}, type);
-    count_ = torch::stable::new_empty(like, {}, ScalarType::Long);
+    losses = new_tensor(like, {batch, cells}, type);
+    logsumexp = new_tensor(like, {batch, cells}, type);
+    loss_ = reduction == "none" ? losses : new_tensor(like, {}, type);
+    count_ = new_tensor(like, {}, ScalarType::Long);
   }
   template <class A>
   void total(const Goals<A>& goals, const std::string& reduction, const OnDevice& device) const {

@@ -103,7 +103,7 @@ Tensor correlation(Levels src, Levels trg, std::string normalize, double eps, st
   const ScalarType products = promoted(src[0].scalar_type(), out_dtype), type = kernel_result(products, out_dtype);
   const int64_t batch = src[0].size(0), levels = int64_t(src.size()), sources = src[0].size(2),
                 targets = trg[0].size(2);
-  const Tensor out = torch::stable::new_empty(src[0], {batch, levels, sources, targets}, type);
+  const Tensor out = new_tensor(src[0], {batch, levels, sources, targets}, type);
   for (int64_t l = 0; l < levels && batch > 0; ++l) {
     const Tensor s = in_type(src[l], products), t = in_type(trg[l], products);
     with_types(s, out, [&](auto t_type, auto o_type) {

@@ -151,9 +151,9 @@ std::tuple<Tensor, Tensor, Tensor> dual_softmax(Tensor corr, double temperature,
   check(corr);
   const int64_t batch = corr.size(0), rows = corr.size(1), cols = corr.size(2);
   const ScalarType wide = accumulate_type(corr);
-  const Tensor p = torch::stable::new_empty(corr, {batch, rows, cols}, wide);
-  const Tensor target = torch::stable::new_empty(corr, {batch, cols}, wide);
-  const Tensor source = torch::stable::new_empty(corr, {batch, rows}, wide);
+  const Tensor p = new_tensor(corr, {batch, rows, cols}, wide);
+  const Tensor target = new_tensor(corr, {batch, cols}, wide);
+  const Tensor source = new_tensor(corr, {batch, rows}, wide);
   if (batch == 0) return {p, target, source};
   with_cuda_type(corr, [&](auto type) {
     using T = decltype(type);

@@ -173,7 +173,7 @@ void gradient_of_side(const Slopes& slopes, const FeatureSide<T>& kept, const Fe
                       const Tensor& grad, const OnDevice& device) {
   using A = Wide<T>;
   const int64_t batch = kept.map.batch, cells = kept.map.cells, width = kept.vectors.width;
-  const Tensor sums = torch::stable::new_empty(grad, {batch * cells * width}, accumulate_type(grad));
+  const Tensor sums = new_tensor(grad, {batch * cells * width}, accumulate_type(grad));
   launch("features_gradient", features_gradient<T, Slopes, kPerSource>, channels_geometry<A>(batch, cells, width),
          device.stream(), slopes, kept.vectors, others.vectors, batch, data_of<A>(sums));
   launch("features_chain", features_chain<T>, vectors_geometry(batch, cells), device.stream(), kept.map,

@@ -196,10 +196,10 @@ class FeatureSide {
     map = {data_of<const T>(features), batch, channels,  cells, features.stride(0), features.stride(1),
            features.stride(2),         there, normalizer};
     const int64_t width = ceil_div(channels, kWide<T>) * kWide<T>;
-    memory_ = torch::stable::new_empty(features, {batch * cells * width});
+    memory_ = new_tensor(features, {batch * cells * width});
     vectors = {data_of<const T>(memory_), cells, width, there};
     if (gradient) {
-      factors_ = torch::stable::new_empty(features, {2 * batch * cells}, accumulate_type(features));
+      factors_ = new_tensor(features, {2 * batch * cells}, accumulate_type(features));
       factors = data_of<A>(factors_);
       slopes = factors + batch * cells;
     }

@@ -59,9 +59,9 @@ Divisor<A> divisor_of(const Eps& eps) {
 
 std::tuple<Tensor, Tensor, Tensor> mutual_filter(Tensor corr, Eps eps) {
   const Sizes n(corr);
-  const Tensor out = torch::stable::new_empty(corr, n.all);
-  const Tensor row_index = torch::stable::new_empty(corr, n.row_shape, ScalarType::Long);
-  const Tensor col_index = torch::stable::new_empty(corr, n.col_shape, ScalarType::Long);
+  const Tensor out = new_tensor(corr, n.all);
+  const Tensor row_index = new_tensor(corr, n.row_shape, ScalarType::Long);
+  const Tensor col_index = new_tensor(corr, n.col_shape, ScalarType::Long);
   if (n.batch == 0) return {out, row_index, col_index};
   with_cuda_type(corr, [&](auto type) {
     using T = decltype(type);
@@ -97,7 +97,7 @@ Tensor mutual_filter_backward(Tensor corr, Eps eps, Tensor row_index, Tensor col
   STD_TORCH_CHECK(grad.scalar_type() == corr.scalar_type() && grad.dim() == corr.dim() &&
                       grad.numel() == corr.numel() && grad.size(-1) == n.cols && grad.size(-2) == n.rows,
                   "semimatch: the gradient differs from the result in dtype or shape");
-  const Tensor out = torch::stable::new_empty(corr, n.all);
+  const Tensor out = new_tensor(corr, n.all);
   if (n.batch == 0) return out;
   const Tensor rows_in_order = torch::stable::contiguous(row_index),
                cols_in_order = torch::stable::contiguous(col_index);

@@ -116,9 +116,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pseudo_labels(
   STD_TORCH_CHECK(cell.has_value() == valid.has_value(), "semimatch: cell and valid go together");
   const Grid source = grid_of(source_grid, corr.size(1), "source"),
              target = grid_of(target_grid, corr.size(2), "target");
-  const auto empty = [&](ScalarType type) {
-    return torch::stable::new_empty(corr, {corr.size(0), corr.size(2)}, type);
-  };
+  const auto empty = [&](ScalarType type) { return new_tensor(corr, {corr.size(0), corr.size(2)}, type); };
   const ScalarType wide = accumulate_type(corr);
   const Outputs out = {empty(ScalarType::Long), empty(wide), empty(ScalarType::Bool), empty(wide), empty(wide)};
   const Consistency consistency = make_consistency(target, source, alpha1, alpha2, sampling == "bilinear");

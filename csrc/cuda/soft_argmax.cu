@@ -111,8 +111,8 @@ void reduce_lines(const char* name, const Job& job, bool per_row, const OnDevice
 std::tuple<Tensor, Tensor> soft_argmax(Tensor corr, Grid2 grid, double temperature, std::string window, double width) {
   check(corr);
   const int64_t batch = corr.size(0), cells = corr.size(2);
-  const Tensor coords = torch::stable::new_empty(corr, {batch, cells, 2}, accumulate_type(corr));
-  const Tensor index = torch::stable::new_empty(corr, {batch, cells}, ScalarType::Long);
+  const Tensor coords = new_tensor(corr, {batch, cells, 2}, accumulate_type(corr));
+  const Tensor index = new_tensor(corr, {batch, cells}, ScalarType::Long);
   with_cuda_type(corr, [&](auto type) {
     using T = decltype(type);
     using A = Wide<T>;

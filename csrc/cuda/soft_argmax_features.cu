@@ -119,8 +119,8 @@ std::tuple<Tensor, Tensor> soft_argmax_features(Tensor src, Tensor trg, Optional
                                                 std::string normalize, double eps) {
   check_features(src, trg);
   const int64_t batch = src.size(0), cells = trg.size(2);
-  const Tensor coords = torch::stable::new_empty(src, {batch, cells, 2}, accumulate_type(src));
-  const Tensor index = torch::stable::new_empty(src, {batch, cells}, ScalarType::Long);
+  const Tensor coords = new_tensor(src, {batch, cells, 2}, accumulate_type(src));
+  const Tensor index = new_tensor(src, {batch, cells}, ScalarType::Long);
   const WindowArguments of_window = {grid, temperature, window, width};
   const Arguments a = {src, trg, source_mask, target_mask, of_window, normalize, eps};
   with_cuda_type(src, [&](auto type) { forward<decltype(type)>(a, coords, index); });

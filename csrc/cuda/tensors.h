@@ -67,7 +67,7 @@ class Workspace {
 
  public:
   Workspace(const Tensor& like, int64_t bytes, int arrays)
-      : memory_(torch::stable::new_empty(like, {bytes + 16 * arrays}, ScalarType::Byte)) {}
+      : memory_(new_tensor(like, {bytes + 16 * arrays}, ScalarType::Byte)) {}
   template <class X>
   X* take(int64_t count) {
     X* const at = reinterpret_cast<X*>(data_of<char>(memory_) + used_);
