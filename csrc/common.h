@@ -21,6 +21,7 @@ namespace semimatch {
 //   kExp2Floor  at this exponent and below, exp2 gives exactly zero
 //   exp2(t)     2^t for t in [kExp2Floor, 0]; exactly 1 at 0, NaN for NaN
 //   log(x)      the natural logarithm of a normal number above 0; NaN for all others
+//   larger(a, b)  a where a > b, else b: b where either is NaN
 //   same(i)     the Index that holds i everywhere
 template <class V>
 struct Number;
@@ -41,6 +42,7 @@ struct Number<float> {
     return ::exp2f(t);
 #endif
   }
+  static SEMIMATCH_FN float larger(float a, float b) { return a > b ? a : b; }
   static SEMIMATCH_FN float log(float x) { return x > 0 ? ::logf(x) : NAN; }
   static SEMIMATCH_FN Index same(int64_t i) { return Index(i); }
 };
@@ -51,6 +53,7 @@ struct Number<double> {
   using Index = int64_t;
   static constexpr double kExp2Floor = -1100;
   static SEMIMATCH_FN double exp2(double t) { return ::exp2(t); }
+  static SEMIMATCH_FN double larger(double a, double b) { return a > b ? a : b; }
   static SEMIMATCH_FN double log(double x) { return x > 0 ? ::log(x) : NAN; }
   static SEMIMATCH_FN Index same(int64_t i) { return i; }
 };

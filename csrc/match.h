@@ -40,9 +40,7 @@ SEMIMATCH_FN Stats<V> no_stats() {
 template <class V>
 SEMIMATCH_FN V exponent(V c, V top, typename Number<V>::Scalar scale) {
   const V reference = top == lowest<V>() ? V{} : top;
-  const V t = (c - reference) * scale;
-  const V floor = V{} + Number<V>::kExp2Floor;
-  return t < floor ? floor : t;  // keeps NaN
+  return Number<V>::larger(V{} + Number<V>::kExp2Floor, (c - reference) * scale);  // keeps NaN
 }
 
 // Refers the sums to a larger top.
@@ -120,18 +118,34 @@ struct Results {
   int64_t* index;
 };
 
+// The results that follow from the statistics of a whole column; coords are x, y.
+template <class V>
+struct Finished {
+  V x, y, score, entropy, logsumexp;
+};
+
+template <class V>
+SEMIMATCH_FN Finished<V> finished(const Stats<V>& s, Grid grid, typename Number<V>::Scalar inverse_temperature) {
+  using A = typename Number<V>::Scalar;
+  const auto excluded = s.mass == V{};
+  const V score = excluded ? V{} : A(1) / s.mass;
+  const V log_mass = excluded ? V{} : Number<V>::log(s.mass);
+  const V logsumexp = s.top * inverse_temperature + log_mass;
+  // Divided by half the extent rather than multiplied by its inverse: exactly +-1 at the ends.
+  return {grid.width > 1 ? s.x * score / (A(0.5) * A(grid.width - 1)) : A(0) * s.mass,
+          grid.height > 1 ? s.y * score / (A(0.5) * A(grid.height - 1)) : A(0) * s.mass, score,
+          log_mass - A(kLn2) * (s.t * score), excluded ? lowest<V>() : logsumexp};
+}
+
 // Writes the results of cell number i.
 template <class A>
 SEMIMATCH_FN void finish(const Stats<A>& s, int64_t i, Grid grid, A inverse_temperature, const Results<A>& out) {
-  const bool excluded = s.mass == A(0);
-  const A score = excluded ? A(0) : A(1) / s.mass;
-  const A log_mass = excluded ? A(0) : std::log(s.mass);
-  // Divided by half the extent rather than multiplied by its inverse: exactly +-1 at the ends.
-  out.coords[2 * i] = grid.width > 1 ? s.x * score / (A(0.5) * A(grid.width - 1)) : A(0) * s.mass;
-  out.coords[2 * i + 1] = grid.height > 1 ? s.y * score / (A(0.5) * A(grid.height - 1)) : A(0) * s.mass;
-  out.score[i] = score;
-  out.entropy[i] = log_mass - A(kLn2) * (s.t * score);
-  out.logsumexp[i] = excluded ? A(-INFINITY) : s.top * inverse_temperature + log_mass;
+  const Finished<A> f = finished(s, grid, inverse_temperature);
+  out.coords[2 * i] = f.x;
+  out.coords[2 * i + 1] = f.y;
+  out.score[i] = f.score;
+  out.entropy[i] = f.entropy;
+  out.logsumexp[i] = f.logsumexp;
   out.index[i] = s.index;
 }
 
@@ -151,36 +165,56 @@ struct Gradients {
 // The gradient of a column with respect to its entries is, with p = e * score,
 //   p / temperature * (constant + x X + y Y + t T)
 // for an entry at position (X, Y) with exponent T; the largest entry has another constant, since the score is its
-// probability. These are the numbers that are the same for the whole column.
+// probability. These are the numbers that are the same for the whole column, with score / temperature in each.
 template <class V>
 struct Slope {
   typename Number<V>::Index index;
-  V top, weight, constant, constant_at_index, x, y, t;
+  V top, constant, constant_at_index, x, y, t;
 };
 
-// Slope of cell i of batch element b. `saved` are the results of forward, `top` the correlation at saved.index.
+// What the slope of a cell follows from: the results of forward, with the correlation at the index, and their
+// gradients.
+template <class V>
+struct Saved {
+  typename Number<V>::Index index;
+  V top, x, y, score, entropy;
+  V grad_x, grad_y, grad_score, grad_entropy, grad_logsumexp;
+};
+
+// That of cell i of batch element b; `top` is the correlation at results.index.
 template <class A>
-SEMIMATCH_FN Slope<A> slope_of(const Results<A>& saved, const Gradients<A>& grad, int64_t b, int64_t i, int64_t cells,
-                               A top, Grid grid, A inverse_temperature) {
-  Slope<A> slope = {};
+SEMIMATCH_FN Saved<A> saved_of(const Results<A>& results, const Gradients<A>& grad, int64_t b, int64_t i, int64_t cells,
+                               A top) {
   const int64_t at = b * cells + i;
-  const A score = saved.score[at];
-  if (score == A(0)) return slope;  // everything is excluded
-  slope.index = typename Number<A>::Index(saved.index[at]);
-  slope.top = top;
-  slope.weight = score * inverse_temperature;
+  return {typename Number<A>::Index(results.index[at]),
+          top,
+          results.coords[2 * at],
+          results.coords[2 * at + 1],
+          results.score[at],
+          results.entropy[at],
+          grad.coords.at(b, i, 0),
+          grad.coords.at(b, i, 1),
+          grad.score.at(b, i),
+          grad.entropy.at(b, i),
+          grad.logsumexp.at(b, i)};
+}
+
+template <class V>
+SEMIMATCH_FN Slope<V> slope_of(const Saved<V>& s, Grid grid, typename Number<V>::Scalar inverse_temperature) {
+  using A = typename Number<V>::Scalar;
+  const auto excluded = s.score == V{};
+  const V weight = s.score * inverse_temperature;
+  const auto admissible = [&](V v) { return excluded ? V{} : v; };
   // ln p = ln(2) T + ln(score), and the gradient of the entropy is -p (ln p + entropy).
-  const A grad_entropy = grad.entropy.at(b, i);
-  slope.t = -A(kLn2) * grad_entropy;
-  const A grad_x = grad.coords.at(b, i, 0), grad_y = grad.coords.at(b, i, 1);
-  slope.x = grad_x * per_cell<A>(grid.width);
-  slope.y = grad_y * per_cell<A>(grid.height);
-  const A constant = grad.logsumexp.at(b, i) - grad_entropy * (saved.entropy[at] + std::log(score)) -
-                     grad_x * saved.coords[2 * at] - grad_y * saved.coords[2 * at + 1];
-  const A grad_score = grad.score.at(b, i);
-  slope.constant = constant - grad_score * score;
-  slope.constant_at_index = constant + grad_score * (A(1) - score);
-  return slope;
+  const V constant =
+      s.grad_logsumexp - s.grad_entropy * (s.entropy + Number<V>::log(s.score)) - s.grad_x * s.x - s.grad_y * s.y;
+  return {s.index,
+          s.top,
+          admissible(weight * (constant - s.grad_score * s.score)),
+          admissible(weight * (constant + s.grad_score * (A(1) - s.score))),
+          admissible(weight * s.grad_x * per_cell<A>(grid.width)),
+          admissible(weight * s.grad_y * per_cell<A>(grid.height)),
+          admissible(weight * -A(kLn2) * s.grad_entropy)};
 }
 
 // The gradient of one entry. x and y may be scalars where V is a vector.
@@ -189,7 +223,7 @@ SEMIMATCH_FN V entry_gradient(V c, const Slope<V>& s, int64_t index, X x, X y, t
   const V t = exponent(c, s.top, scale);
   const V e = Number<V>::exp2(t);
   const V constant = s.index == Number<V>::same(index) ? s.constant_at_index : s.constant;
-  return e * s.weight * (constant + s.x * x + s.y * y + s.t * t);
+  return e * (constant + s.x * x + s.y * y + s.t * t);
 }
 
 }  // namespace semimatch

@@ -2,6 +2,8 @@
 // this file may be seen by another translation unit under a name without that.
 #include "match_kernels.h"
 
+#include <algorithm>
+
 #include "vec.h"
 
 namespace semimatch {
@@ -17,24 +19,25 @@ struct Loops : CpuMatch<T> {
   using CpuMatch<T>::kRows;
   static constexpr int kLanes = SEMIMATCH_CPU::kLanes<T>;
 
-  // Walks down a column from row `first`; x, y are the same for all lanes.
+  // Chains of additions that run side by side: one alone waits for its own results.
+  static constexpr int kChains = 4;
+
+  // Step i of a walk down a column is row first + i, whose position is the same for all lanes.
   struct DownRows {
     int64_t first;
     const A *xs, *ys;
     SEMIMATCH_FN int64_t index(int i) const { return first + i; }
-    SEMIMATCH_FN A x() const { return *xs; }
-    SEMIMATCH_FN A y() const { return *ys; }
-    SEMIMATCH_FN void next() { ++xs, ++ys; }
+    SEMIMATCH_FN A x(int i) const { return xs[i]; }
+    SEMIMATCH_FN A y(int i) const { return ys[i]; }
   };
 
-  // Walks along a row from column `first`, a vector at a time; the index is that of lane 0.
+  // Step i of a walk along a row is its i-th vector from column `first` on; the index is that of lane 0.
   struct AlongRow {
     int64_t first;
     const A *xs, *ys;
     SEMIMATCH_FN int64_t index(int i) const { return first + kLanes * i; }
-    SEMIMATCH_FN V x() const { return load_scalars(xs); }
-    SEMIMATCH_FN V y() const { return load_scalars(ys); }
-    SEMIMATCH_FN void next() { xs += kLanes, ys += kLanes; }
+    SEMIMATCH_FN V x(int i) const { return load_scalars(xs + kLanes * i); }
+    SEMIMATCH_FN V y(int i) const { return load_scalars(ys + kLanes * i); }
   };
 
   static SEMIMATCH_FN V load_scalars(const A* from) {
@@ -49,23 +52,46 @@ struct Loops : CpuMatch<T> {
     return left < kLanes ? int(left) : kLanes;
   }
 
-  // Adds n vectors of `lanes` lanes each, `step` elements apart.
-  template <class At>
-  static SEMIMATCH_FN void add_vectors(Stats<V>& s, const Job& job, const T* from, int64_t step, int n, int lanes,
-                                       At walk) {
-    if (job.stride_col == 1 && lanes == kLanes) {
-      const auto each = [&](int i) __attribute__((always_inline)) {
-        __builtin_prefetch(from + i * step +
-                           kLanes);  // the next group: rows far apart, which hardware does not foresee
-        return load<true>(from + i * step, 1, lanes);
-      };
-      add<kRows>(s, each, n, job.scale, walk);
-    } else {
-      const auto each = [&](int i) __attribute__((always_inline)) {
-        return load<false>(from + i * step, job.stride_col, lanes);
-      };
-      add<kRows>(s, each, n, job.scale, walk);
+  // Adds n <= kRows steps of `at` to each of the chains s[0 .. kCount): one sweep for the largest entries, one for the
+  // sums, which are taken by themselves before they join the rest: two short chains of additions round less than a long
+  // one. load(i, j) is step i of chain j; ahead(i, j)
+  // may fetch what comes after it.
+  struct Nothing {
+    SEMIMATCH_FN void operator()(int, int) const {}
+  };
+  template <int kCount, class Load, class At, class Ahead = Nothing>
+  static SEMIMATCH_FN void add_steps(Stats<V>* s, const Load& load, int n, A scale, const At& at,
+                                     const Ahead& ahead = {}) {
+    V top[kCount];
+    typename Number<V>::Index index[kCount];
+    for (int j = 0; j < kCount; ++j) top[j] = s[j].top, index[j] = s[j].index;
+    for (int i = 0; i < n; ++i) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kCount; ++j) {
+        const V c = load(i, j);
+        ahead(i, j);
+        index[j] = c > top[j] ? Number<V>::same(at.index(i)) : index[j];
+        top[j] = Number<V>::larger(c, top[j]);
+      }
     }
+    V mass[kCount], x[kCount], y[kCount], t[kCount];
+    for (int j = 0; j < kCount; ++j) {
+      raise_top(s[j], top[j], scale);
+      s[j].index = index[j];
+      mass[j] = x[j] = y[j] = t[j] = V{};
+    }
+    for (int i = 0; i < n; ++i) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kCount; ++j) {
+        const V exponent_i = exponent(load(i, j), top[j], scale);
+        const V e = Number<V>::exp2(exponent_i);
+        mass[j] += e;
+        x[j] += e * at.x(i);
+        y[j] += e * at.y(i);
+        t[j] += e * exponent_i;
+      }
+    }
+    for (int j = 0; j < kCount; ++j) s[j].mass += mass[j], s[j].x += x[j], s[j].y += y[j], s[j].t += t[j];
   }
 
   // Statistics of a row from those of its lanes. A lane's index is that of its vector's first column.
@@ -78,35 +104,109 @@ struct Loops : CpuMatch<T> {
             sum_of_lanes(s.t)};
   }
 
+  // Writes the results of the first n lanes, cells next to each other.
+  static SEMIMATCH_FN void write(const Stats<V>& s, int64_t cell, int n, const Side<A>& side, A inverse_temperature) {
+    const Finished<V> f = finished(s, side.grid, inverse_temperature);
+    const Results<A>& out = side.results;
+    if (n == kLanes) {
+      std::memcpy(out.score + cell, &f.score, sizeof(V));
+      std::memcpy(out.entropy + cell, &f.entropy, sizeof(V));
+      std::memcpy(out.logsumexp + cell, &f.logsumexp, sizeof(V));
+    } else {
+      std::memcpy(out.score + cell, &f.score, n * sizeof(A));
+      std::memcpy(out.entropy + cell, &f.entropy, n * sizeof(A));
+      std::memcpy(out.logsumexp + cell, &f.logsumexp, n * sizeof(A));
+    }
+    for (int i = 0; i < n; ++i) {
+      out.coords[2 * (cell + i)] = f.x[i];
+      out.coords[2 * (cell + i) + 1] = f.y[i];
+      out.index[cell + i] = s.index[i];
+    }
+  }
+
+  // The statistics of one cell, or what its slope follows from, as lane i of those of several.
+  static SEMIMATCH_FN void put(const Stats<A>& one, int i, Stats<V>& s) {
+    s.index[i] = one.index, s.top[i] = one.top, s.mass[i] = one.mass, s.x[i] = one.x, s.y[i] = one.y, s.t[i] = one.t;
+  }
+  static SEMIMATCH_FN void put(const Saved<A>& one, int i, Saved<V>& s) {
+    s.index[i] = one.index, s.top[i] = one.top, s.x[i] = one.x, s.y[i] = one.y, s.score[i] = one.score;
+    s.entropy[i] = one.entropy, s.grad_x[i] = one.grad_x, s.grad_y[i] = one.grad_y, s.grad_score[i] = one.grad_score;
+    s.grad_entropy[i] = one.grad_entropy, s.grad_logsumexp[i] = one.grad_logsumexp;
+  }
+
+  // Statistics of rows [r, r + kCount), as lanes of `all` from `lane` on.
+  template <int kCount>
+  static SEMIMATCH_FN void some_rows(const Job& job, const Positions& at, int64_t b, int64_t r, int lane,
+                                     Stats<V>& all) {
+    Stats<V> s[kCount];
+    for (int j = 0; j < kCount; ++j) s[j] = no_stats<V>();
+    const int64_t whole = job.cols / kLanes, stride_row = job.stride_row, stride_col = job.stride_col;
+    for (int64_t g = 0; g < whole; g += kRows) {
+      const int n = int(whole - g < kRows ? whole - g : kRows);
+      const AlongRow walk = {g * kLanes, at.col_x + g * kLanes, at.col_y + g * kLanes};
+      const T* from = job.at(b, r, g * kLanes);
+      if (stride_col == 1) {
+        const auto load_dense = [&](int i, int j) __attribute__((always_inline)) {
+          return load<true>(from + j * stride_row + i * kLanes, 1, kLanes);
+        };
+        add_steps<kCount>(s, load_dense, n, job.scale, walk);
+      } else {
+        const auto load_any = [&](int i, int j) __attribute__((always_inline)) {
+          return load<false>(from + j * stride_row + i * kLanes * stride_col, stride_col, kLanes);
+        };
+        add_steps<kCount>(s, load_any, n, job.scale, walk);
+      }
+    }
+    if (const int rest = int(job.cols - whole * kLanes)) {
+      const AlongRow walk = {whole * kLanes, at.col_x + whole * kLanes, at.col_y + whole * kLanes};
+      const T* from = job.at(b, r, whole * kLanes);
+      const auto load_rest = [&](int, int j) __attribute__((always_inline)) {
+        return load<false>(from + j * stride_row, stride_col, rest);
+      };
+      add_steps<kCount>(s, load_rest, 1, job.scale, walk);
+    }
+    for (int j = 0; j < kCount; ++j) put(over_lanes(s[j], job.scale), lane + j, all);
+  }
+
   static void rows(const Job& job, const Positions& at, int64_t b, int64_t r0, int64_t r1) {
-    for (int64_t r = r0; r < r1; ++r) {
-      Stats<V> s = no_stats<V>();
-      const int64_t whole = job.cols / kLanes;
-      for (int64_t g = 0; g < whole; g += kRows) {
-        const int n = int(whole - g < kRows ? whole - g : kRows);
-        const AlongRow walk = {g * kLanes, at.col_x + g * kLanes, at.col_y + g * kLanes};
-        add_vectors(s, job, job.at(b, r, g * kLanes), job.stride_col * kLanes, n, kLanes, walk);
-      }
-      if (const int rest = int(job.cols - whole * kLanes)) {
-        const AlongRow walk = {whole * kLanes, at.col_x + whole * kLanes, at.col_y + whole * kLanes};
-        add_vectors(s, job, job.at(b, r, whole * kLanes), 0, 1, rest, walk);
-      }
-      finish(over_lanes(s, job.scale), b * job.rows + r, job.per_row.grid, job.inverse_temperature,
-             job.per_row.results);
+    for (int64_t r = r0; r < r1; r += kLanes) {
+      const int n = int(r1 - r < kLanes ? r1 - r : kLanes);
+      Stats<V> all = no_stats<V>();
+      int i = 0;
+      for (; i + kChains <= n; i += kChains) some_rows<kChains>(job, at, b, r + i, i, all);
+      for (; i < n; ++i) some_rows<1>(job, at, b, r + i, i, all);
+      write(all, b * job.rows + r, n, job.per_row, job.inverse_temperature);
     }
   }
 
   static void columns(const Job& job, const Positions& at, int64_t b, int64_t r0, int64_t r1, int64_t g0, int64_t g1,
                       void* out) {
-    Stats<V>* stats = static_cast<Stats<V>*>(out);
+    Stats<V>* const stats = static_cast<Stats<V>*>(out);
     for (int64_t g = g0; g < g1; ++g) stats[g - g0] = no_stats<V>();
+    const int64_t stride_row = job.stride_row, stride_col = job.stride_col;
+    const int64_t whole = stride_col == 1 ? std::min(job.cols / kLanes, g1) : g0;
     for (int64_t r = r0; r < r1; r += kRows) {
       const int n = int(r1 - r < kRows ? r1 - r : kRows);
-      for (int64_t g = g0; g < g1; ++g) {
-        Stats<V> s = stats[g - g0];
-        add_vectors(s, job, job.at(b, r, g * kLanes), job.stride_row, n, width(job, g),
-                    DownRows{r, at.row_x + r, at.row_y + r});
-        stats[g - g0] = s;
+      const DownRows walk = {r, at.row_x + r, at.row_y + r};
+      int64_t g = g0;
+      for (; g + kChains <= whole; g += kChains) {
+        const T* from = job.at(b, r, g * kLanes);
+        const auto load_dense = [&](int i, int j) __attribute__((always_inline)) {
+          return load<true>(from + i * stride_row + j * kLanes, 1, kLanes);
+        };
+        // The rows that come next lie far apart, which hardware does not foresee.
+        const auto ahead = [&](int i, int j) __attribute__((always_inline)) {
+          __builtin_prefetch(from + (i + kRows) * stride_row + j * kLanes, 0, 1);
+        };
+        add_steps<kChains>(stats + (g - g0), load_dense, n, job.scale, walk, ahead);
+      }
+      for (; g < g1; ++g) {
+        const T* from = job.at(b, r, g * kLanes);
+        const int lanes = width(job, g);
+        const auto load_any = [&](int i, int) __attribute__((always_inline)) {
+          return load<false>(from + i * stride_row, stride_col, lanes);
+        };
+        add_steps<1>(stats + (g - g0), load_any, n, job.scale, walk);
       }
     }
   }
@@ -117,10 +217,7 @@ struct Loops : CpuMatch<T> {
     for (int64_t g = g0; g < g1; ++g) {
       Stats<V> s = stats[g - g0];
       for (int64_t p = 1; p < panels; ++p) merge(s, stats[p * step + g - g0], job.scale);
-      for (int i = 0; i < width(job, g); ++i) {
-        const Stats<A> lane = {s.index[i], s.top[i], s.mass[i], s.x[i], s.y[i], s.t[i]};
-        finish(lane, b * job.cols + g * kLanes + i, job.per_col.grid, job.inverse_temperature, job.per_col.results);
-      }
+      write(s, b * job.cols + g * kLanes, width(job, g), job.per_col, job.inverse_temperature);
     }
   }
 
@@ -132,28 +229,24 @@ struct Loops : CpuMatch<T> {
     Slope<V>* slopes = static_cast<Slope<V>*>(out);
     const Side<A>& side = job.per_col;
     for (int64_t g = g0; g < g1; ++g) {
-      Slope<V> s = {};
+      Saved<V> saved = {};
       for (int i = 0; i < width(job, g); ++i) {
         const int64_t col = g * kLanes + i;
         const A top = entry(job, b, side.results.index[b * job.cols + col], col);
-        const Slope<A> one =
-            slope_of(side.results, side.grads, b, col, job.cols, top, side.grid, job.inverse_temperature);
-        s.index[i] = one.index;
-        s.top[i] = one.top;
-        s.weight[i] = one.weight;
-        s.constant[i] = one.constant;
-        s.x[i] = one.x;
-        s.y[i] = one.y;
-        s.t[i] = one.t;
-        s.constant_at_index[i] = one.constant_at_index;
+        put(saved_of(side.results, side.grads, b, col, job.cols, top), i, saved);
       }
-      slopes[g - g0] = s;
+      slopes[g - g0] = slope_of(saved, side.grid, job.inverse_temperature);
     }
   }
 
   static SEMIMATCH_FN Slope<V> same_in_all_lanes(const Slope<A>& s) {
-    return {Number<V>::same(s.index),  V{} + s.top, V{} + s.weight, V{} + s.constant,
-            V{} + s.constant_at_index, V{} + s.x,   V{} + s.y,      V{} + s.t};
+    return {Number<V>::same(s.index),
+            V{} + s.top,
+            V{} + s.constant,
+            V{} + s.constant_at_index,
+            V{} + s.x,
+            V{} + s.y,
+            V{} + s.t};
   }
 
   // The gradient of rows [r, r + n) of group g.
@@ -186,7 +279,8 @@ struct Loops : CpuMatch<T> {
     for (int64_t r = r0; kPerRow && r < r1; ++r) {
       const Side<A>& side = job.per_row;
       const A top = entry(job, b, r, side.results.index[b * job.rows + r]);
-      const Slope<A> one = slope_of(side.results, side.grads, b, r, job.rows, top, side.grid, job.inverse_temperature);
+      const Slope<A> one =
+          slope_of(saved_of(side.results, side.grads, b, r, job.rows, top), side.grid, job.inverse_temperature);
       rows[r - r0] = same_in_all_lanes(one);
       rows[r - r0].index -= lane_numbers<V>();
     }

@@ -2,6 +2,10 @@
 // instruction set that this file is compiled for, with conversion from and to the element types of tensors.
 #pragma once
 
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
 #include <cstring>
 #include <type_traits>
 
@@ -27,6 +31,32 @@ using Vec __attribute__((vector_size(kCount * sizeof(T)))) = T;
 
 using FloatVec = Vec<float, kFloats>;
 using DoubleVec = Vec<double, kDoubles>;
+
+// a > b ? a : b. On x86 one instruction, which compilers make of the vectors' ?: in some places only.
+template <class V>
+SEMIMATCH_FN V larger_lanes(V a, V b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(a[0]) == 4) {
+    return (V)_mm512_maskz_max_ps(__mmask16(-1), (__m512)a, (__m512)b);
+  } else {
+    return (V)_mm512_maskz_max_pd(__mmask8(-1), (__m512d)a, (__m512d)b);
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(a[0]) == 4) {
+    return (V)_mm256_max_ps((__m256)a, (__m256)b);
+  } else {
+    return (V)_mm256_max_pd((__m256d)a, (__m256d)b);
+  }
+#elif defined(__x86_64__)
+  if constexpr (sizeof(a[0]) == 4) {
+    return (V)_mm_max_ps((__m128)a, (__m128)b);
+  } else {
+    return (V)_mm_max_pd((__m128d)a, (__m128d)b);
+  }
+#else
+  return a > b ? a : b;
+#endif
+}
 
 // 2^t by 2^n * 2^f, n the nearest integer. The largest relative errors of the polynomials on [-1/2, 1/2] are 2.0e-9 and
 // 3.4e-18 (least maximum, found by a weighted least squares fit in 50 digits); the constant term is 1, so that 2^0
@@ -73,6 +103,7 @@ struct Number<SEMIMATCH_CPU::FloatVec> {
   using Index = SEMIMATCH_CPU::Vec<int32_t, SEMIMATCH_CPU::kFloats>;
   static constexpr float kExp2Floor = -127;
   static SEMIMATCH_FN Index same(int64_t i) { return Index{} + int32_t(i); }
+  static SEMIMATCH_FN V larger(V a, V b) { return SEMIMATCH_CPU::larger_lanes(a, b); }
   static SEMIMATCH_FN V log(V x) { return SEMIMATCH_CPU::log_series<V, 6>(x, 23, 0x3f3504f3); }
   static SEMIMATCH_FN V exp2(V t) {
     constexpr float kTerms[] = {0.69314720286038231536f,   0.24022647912924153568f,   0.055503324627446584477f,
@@ -88,6 +119,7 @@ struct Number<SEMIMATCH_CPU::DoubleVec> {
   using Index = SEMIMATCH_CPU::Vec<int64_t, SEMIMATCH_CPU::kDoubles>;
   static constexpr double kExp2Floor = -1023;
   static SEMIMATCH_FN Index same(int64_t i) { return Index{} + i; }
+  static SEMIMATCH_FN V larger(V a, V b) { return SEMIMATCH_CPU::larger_lanes(a, b); }
   static SEMIMATCH_FN V log(V x) { return SEMIMATCH_CPU::log_series<V, 12>(x, 52, 0x3fe6a09e667f3bcd); }
   static SEMIMATCH_FN V exp2(V t) {
     constexpr double kTerms[] = {0.69314718055994532581,     0.24022650695910131268,   0.055504108664820082969,
@@ -189,18 +221,28 @@ SEMIMATCH_FN typename Number<V>::Index lane_numbers() {
   return lane;
 }
 
+// v with lane i + kBy in place of lane i, around the end.
+template <int kBy, class Lanes>
+SEMIMATCH_FN Lanes rotated(const Lanes& v) {
+  constexpr int kCount = sizeof(Lanes) / sizeof(v[0]);
+  Vec<std::conditional_t<sizeof(v[0]) == 8, int64_t, int32_t>, kCount> from;
+#pragma GCC unroll 16
+  for (int i = 0; i < kCount; ++i) from[i] = (i + kBy) % kCount;
+  return __builtin_shuffle(v, from);
+}
+
 // Combines the lanes of a vector by halves.
+template <int kHalf, class Lanes, class F>
+SEMIMATCH_FN auto reduce(const Lanes& v, const F& combine) {
+  if constexpr (kHalf == 0) {
+    return v[0];
+  } else {
+    return reduce<kHalf / 2>(combine(v, rotated<kHalf>(v)), combine);
+  }
+}
 template <class Lanes, class F>
 SEMIMATCH_FN auto reduce(const Lanes& v, const F& combine) {
-  using Scalar = std::remove_cvref_t<decltype(v[0])>;
-  constexpr int kCount = sizeof(Lanes) / sizeof(Scalar);
-  Scalar lanes[kCount];
-  std::memcpy(lanes, &v, sizeof(v));
-#pragma GCC unroll 8
-  for (int half = kCount / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) lanes[i] = combine(lanes[i], lanes[i + half]);
-  return lanes[0];
+  return reduce<int(sizeof(Lanes) / sizeof(v[0]) / 2)>(v, combine);
 }
 template <class V>
 SEMIMATCH_FN auto sum_of_lanes(const V& v) {

@@ -79,9 +79,11 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   form_tile<T>(tile, stages, there, best, trg, at.b, at.col, at.col);
   __syncthreads();
   const int64_t t = at.col + threadIdx.x;
-  if (threadIdx.x < kTile && t < trg.cells)
-    lines[at.b * trg.cells + t] = slope_of(side.results, side.grads, at.b, t, trg.cells, tile[threadIdx.x][threadIdx.x],
-                                           side.grid, inverse_temperature);
+  if (threadIdx.x < kTile && t < trg.cells) {
+    const Wide<T> top = tile[threadIdx.x][threadIdx.x];
+    lines[at.b * trg.cells + t] =
+        slope_of(saved_of(side.results, side.grads, at.b, t, trg.cells, top), side.grid, inverse_temperature);
+  }
 }
 
 namespace {

@@ -289,7 +289,7 @@ __global__ void __launch_bounds__(kMapThreads, sizeof(A) == 8 ? 1
     const int64_t row = row0 + threadIdx.x;
     const A top = widen<A>(*job.at(b, row, side.results.index[b * job.rows + row]));
     row_slopes[threadIdx.x] =
-        slope_of(side.results, side.grads, b, row, job.rows, top, side.grid, job.inverse_temperature);
+        slope_of(saved_of(side.results, side.grads, b, row, job.rows, top), side.grid, job.inverse_temperature);
   }
   const int other = threadIdx.x - (kMapThreads - kCols);  // the last threads, which have no row
   if (other >= 0 && col0 + other < job.cols) {
@@ -298,7 +298,7 @@ __global__ void __launch_bounds__(kMapThreads, sizeof(A) == 8 ? 1
       const Side<A>& side = job.per_col;
       const A top = widen<A>(*job.at(b, side.results.index[b * job.cols + col], col));
       col_slopes[kept_at<kWidth>(other)] =
-          slope_of(side.results, side.grads, b, col, job.cols, top, side.grid, job.inverse_temperature);
+          slope_of(saved_of(side.results, side.grads, b, col, job.cols, top), side.grid, job.inverse_temperature);
     }
     if constexpr (kPerRow) places[kept_at<kWidth>(other)] = position_of<A>(job.per_row.grid, static_cast<int>(col));
   }
