@@ -12,6 +12,8 @@
 #include "columns.h"
 #include "dispatch.h"
 #include "features_kernels.h"
+#include "gemm.h"
+#include "memory.h"
 #include "tensors.h"
 #include "work.h"
 
@@ -78,10 +80,11 @@ class FeatureTiles {
   // into the gradients by them. Once only: it gives the normalised features back.
   template <class F>
   std::tuple<Tensor, Tensor> backward(bool formed, const F& f, const Tensor& src, const Tensor& trg) {
-    const Tensor grad_trg = new_contiguous(trg);
+    const Tensor grad_trg = new_large(trg, {trg.size(0), trg.size(1), trg.size(2)});
     const Scratch sums = gradients(formed, f, data_of<T>(grad_trg));
     rows_ = Scratch(0, 0);
-    const Tensor grad_src = new_contiguous(src);  // not before: it takes the place of what is not needed any more
+    const Tensor grad_src = new_large(
+        src, {src.size(0), src.size(1), src.size(2)});  // not before: it takes the place of what is not needed any more
     for_pieces(batch_, src_.cells, kColumns, [&](int64_t b, int64_t s0, int64_t s1) {
       kernels_.gradient(src_, b, s0, s1 - s0, {row(sums, b, s0), step_, 1},
                         data_of<T>(grad_src) + b * src_.channels * src_.cells);
@@ -109,8 +112,8 @@ class FeatureTiles {
           f(tile);
           kernels_.cells_by_channels(trg_, tile.b, tile.first, tile.cells, static_cast<A*>(goals.at(i - from)), step_);
           A* const by_cell = static_cast<A*>(columns.at(0));
-          kernels_.product(src_.channels, tile.step, src_.cells, {row(rows_, tile.b, 0), 1, step_}, tile.data,
-                           tile.step, by_cell, tile.step, false);
+          gemm<A>(src_.channels, tile.cells, src_.cells, {row(rows_, tile.b, 0), 1, step_}, {tile.data, tile.step, 1},
+                  by_cell, tile.step, false);
           kernels_.gradient(trg_, tile.b, tile.first, tile.cells, {by_cell, 1, tile.step},
                             grad_trg + tile.b * trg_.channels * trg_.cells);
         }
@@ -120,8 +123,8 @@ class FeatureTiles {
         const int64_t b = b0 + k;
         for (int64_t i = std::max(from, b * per_batch_); i < std::min(to, (b + 1) * per_batch_); ++i) {
           const Columns<A> tile = tile_at(i, entries.at(i - from));
-          kernels_.product(s1 - s0, channels_, tile.cells, {tile.data + s0 * tile.step, tile.step, 1},
-                           static_cast<const A*>(goals.at(i - from)), step_, row(sums, b, s0), step_, tile.first > 0);
+          gemm<A>(s1 - s0, src_.channels, tile.cells, {tile.data + s0 * tile.step, tile.step, 1},
+                  {static_cast<const A*>(goals.at(i - from)), step_, 1}, row(sums, b, s0), step_, tile.first > 0);
         }
       });
     }
@@ -141,8 +144,8 @@ class FeatureTiles {
   void form(const Columns<A>& tile, const Scratch& memory) const {
     A* const columns = static_cast<A*>(memory.at(0));
     kernels_.channels_by_cells(trg_, tile.b, tile.first, tile.cells, columns, tile.step);
-    kernels_.product(src_.cells, tile.step, src_.channels, {row(rows_, tile.b, 0), step_, 1}, columns, tile.step,
-                     tile.data, tile.step, false);
+    gemm<A>(src_.cells, tile.step, src_.channels, {row(rows_, tile.b, 0), step_, 1}, {columns, tile.step, 1}, tile.data,
+            tile.step, false);
     for (int64_t s = 0; src_.mask != nullptr && s < src_.cells; ++s)
       if (!src_.mask[tile.b * src_.cells + s])
         std::fill_n(tile.data + s * tile.step, tile.step, -std::numeric_limits<A>::infinity());

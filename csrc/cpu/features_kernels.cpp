@@ -2,7 +2,6 @@
 // it; no function of this file may be seen by another translation unit under a name without that.
 #include "features_kernels.h"
 
-#include "product.h"
 #include "tiles.h"
 
 namespace semimatch {
@@ -14,7 +13,6 @@ struct Loops : CpuFeatures<T> {
   using V = typename Element<T>::V;
   using VIndex = typename Number<V>::Index;
   using typename CpuFeatures<T>::A;
-  using typename CpuFeatures<T>::Left;
   using typename CpuFeatures<T>::Map;
   using typename CpuFeatures<T>::Numbers;
   static constexpr int kLanes = SEMIMATCH_CPU::kLanes<T>;
@@ -39,16 +37,18 @@ struct Loops : CpuFeatures<T> {
     return sum;
   }
 
-  // Factors of `lanes` cells, and slopes where they are wanted. Lanes beyond are not defined.
-  static SEMIMATCH_FN V factors(const Map& map, const Plane<T>& from, int64_t cell, int lanes, V* slopes) {
-    V sums = {}, factor = V{} + A(1);
-    if (map.normalizer.how != Normalize::kNone) sums = squares(map, from, cell, lanes);
-    if (slopes != nullptr) *slopes = V{};
+  // Factors of `lanes` cells with these sums of squares, and slopes. Lanes beyond have those of zero.
+  struct Factors {
+    V factor, slope;
+  };
+  static SEMIMATCH_FN Factors factors(const Map& map, const V& sums, int lanes) {
+    Factors f = {V{} + A(1), V{}};
+    if (map.normalizer.how == Normalize::kNone) return f;
     for (int i = 0; i < lanes; ++i) {
-      factor[i] = map.normalizer.factor(sums[i]);
-      if (slopes != nullptr) (*slopes)[i] = map.normalizer.slope(sums[i]);
+      f.factor[i] = map.normalizer.factor(sums[i]);
+      f.slope[i] = map.normalizer.slope(sums[i]);
     }
-    return factor;
+    return f;
   }
 
   // Which of the lanes hold valid cells.
@@ -58,12 +58,44 @@ struct Loops : CpuFeatures<T> {
     return keep;
   }
 
+  // Cells next to each other in memory are read in runs of several vectors: one vector a row is a cache line amid
+  // others that hardware does not fetch ahead.
+  static constexpr int kRun = 4;
+
+  // Normalised features of kRun * kLanes such cells, all valid, cells next to each other.
+  static void normalised_run(const Map& map, const Plane<T>& from, int64_t cell, A* to, int64_t step) {
+    V sum[kRun] = {}, factor[kRun];
+    for (int64_t c = 0; map.normalizer.how != Normalize::kNone && c < map.channels; c += kLanes) {
+      const int n = at_most_a_vector(map.channels - c);
+      V part[kRun] = {};
+      for (int k = 0; k < n; ++k) {
+        for (int j = 0; j < kRun; ++j) {
+          const V x = load<true>(from.at(c + k, cell + j * kLanes), 1, kLanes);
+          part[j] += x * x;
+        }
+      }
+      for (int j = 0; j < kRun; ++j) sum[j] += part[j];
+    }
+    for (int j = 0; j < kRun; ++j) factor[j] = factors(map, sum[j], kLanes).factor * map.normalizer.scale;
+    for (int64_t c = 0; c < map.channels; ++c) {
+      for (int j = 0; j < kRun; ++j) {
+        const V f = load<true>(from.at(c, cell + j * kLanes), 1, kLanes) * factor[j];
+        const V x = map.rounded ? Element<T>::widen(Element<T>::narrow(f)) : f;
+        std::memcpy(to + c * step + j * kLanes, &x, sizeof(V));
+      }
+    }
+  }
+
   template <bool kCellsFirst>
   static void normalised(const Map& map, int64_t b, int64_t first, int64_t count, A* to, int64_t step) {
     const Plane<T> from = plane(map, b);
-    for (int64_t i = 0; i < count; i += kLanes) {
+    int64_t i = 0;
+    if (!kCellsFirst && map.stride_cell == 1 && map.mask == nullptr)
+      for (; i + kRun * kLanes <= count; i += kRun * kLanes) normalised_run(map, from, first + i, to + i, step);
+    for (; i < count; i += kLanes) {
       const int lanes = at_most_a_vector(count - i);
-      const V factor = factors(map, from, first + i, lanes, nullptr) * map.normalizer.scale;
+      const V sums = map.normalizer.how == Normalize::kNone ? V{} : squares(map, from, first + i, lanes);
+      const V factor = factors(map, sums, lanes).factor * map.normalizer.scale;
       const VIndex keep = valid(map, b, first + i, lanes);
       for (int64_t c = 0; c < map.channels; c += kLanes) {
         const int n = at_most_a_vector(map.channels - c);
@@ -83,30 +115,64 @@ struct Loops : CpuFeatures<T> {
     }
   }
 
+  // The gradient of as many such cells; the numbers lie as they do. Here and in `gradient`, sums along the features are
+  // taken before they are normalised; without a norm the features, which may be NaN, have no part in it.
+  static void gradient_run(const Map& map, const Plane<T>& from, const Plane<A>& grads, int64_t cell, int64_t i,
+                           T* to) {
+    const bool none = map.normalizer.how == Normalize::kNone;
+    V sum[kRun] = {}, along[kRun] = {}, scaled[kRun], off[kRun];
+    for (int64_t c = 0; !none && c < map.channels; c += kLanes) {
+      const int n = at_most_a_vector(map.channels - c);
+      V part[kRun] = {}, part_along[kRun] = {};
+      for (int k = 0; k < n; ++k) {
+        for (int j = 0; j < kRun; ++j) {
+          const V x = load<true>(from.at(c + k, cell + j * kLanes), 1, kLanes);
+          part[j] += x * x, part_along[j] += load<true>(grads.at(c + k, i + j * kLanes), 1, kLanes) * x;
+        }
+      }
+      for (int j = 0; j < kRun; ++j) sum[j] += part[j], along[j] += part_along[j];
+    }
+    for (int j = 0; j < kRun; ++j) {
+      const Factors f = factors(map, sum[j], kLanes);
+      off[j] = along[j] * f.factor * f.slope, scaled[j] = f.factor * map.normalizer.scale;
+    }
+    for (int64_t c = 0; c < map.channels; ++c) {
+      for (int j = 0; j < kRun; ++j) {
+        const V g = load<true>(grads.at(c, i + j * kLanes), 1, kLanes);
+        const V x = load<true>(from.at(c, cell + j * kLanes), 1, kLanes);
+        store<true>(to + c * map.cells + j * kLanes, scaled[j] * (none ? g : g - off[j] * x), kLanes);
+      }
+    }
+  }
+
   static void gradient(const Map& map, int64_t b, int64_t first, int64_t count, const Numbers& numbers, T* grad) {
     const Plane<T> from = plane(map, b);
     const Plane<A> grads = {numbers.data, numbers.channel, numbers.cell};
-    for (int64_t i = 0; i < count; i += kLanes) {
+    int64_t i = 0;
+    if (map.stride_cell == 1 && numbers.cell == 1 && map.mask == nullptr)
+      for (; i + kRun * kLanes <= count; i += kRun * kLanes)
+        gradient_run(map, from, grads, first + i, i, grad + first + i);
+    for (; i < count; i += kLanes) {
       const int lanes = at_most_a_vector(count - i);
-      V slope, x[kLanes], g[kLanes];
-      const V factor = factors(map, from, first + i, lanes, &slope);
-      const VIndex keep = valid(map, b, first + i, lanes);
-      V along = {};
-      for (int64_t c = 0; map.normalizer.how != Normalize::kNone && c < map.channels; c += kLanes) {
+      const bool none = map.normalizer.how == Normalize::kNone;
+      V sum = {}, along = {}, x[kLanes], g[kLanes];
+      for (int64_t c = 0; !none && c < map.channels; c += kLanes) {
         const int n = at_most_a_vector(map.channels - c);
         load_tile<kLanes>(from, c, first + i, n, lanes, x);
         load_tile<kLanes>(grads, c, i, n, lanes, g);
-        V part = {};
-        for (int k = 0; k < n; ++k) part += g[k] * (x[k] * factor);
-        along += part;
+        V part = {}, part_along = {};
+        for (int k = 0; k < n; ++k) part += x[k] * x[k], part_along += g[k] * x[k];
+        sum += part, along += part_along;
       }
-      const V scaled = factor * map.normalizer.scale;
+      const Factors f = factors(map, sum, lanes);
+      const V off = along * f.factor * f.slope, scaled = f.factor * map.normalizer.scale;
+      const VIndex keep = valid(map, b, first + i, lanes);
       for (int64_t c = 0; c < map.channels; c += kLanes) {
         const int n = at_most_a_vector(map.channels - c);
         load_tile<kLanes>(from, c, first + i, n, lanes, x);
         load_tile<kLanes>(grads, c, i, n, lanes, g);
         for (int k = 0; k < n; ++k) {
-          const V result = scaled * (map.normalizer.how == Normalize::kNone ? g[k] : g[k] - along * (x[k] * slope));
+          const V result = scaled * (none ? g[k] : g[k] - off * x[k]);
           T* const to = grad + (c + k) * map.cells + first + i;
           if (lanes == kLanes) {
             store<true>(to, keep ? result : V{}, lanes);
@@ -116,12 +182,6 @@ struct Loops : CpuFeatures<T> {
         }
       }
     }
-  }
-
-  static void product(int64_t rows, int64_t width, int64_t depth, const Left& left, const A* right, int64_t right_step,
-                      A* out, int64_t out_step, bool add) {
-    SEMIMATCH_CPU::product<V>(rows, width, depth, Factor<A>{left.data, left.row, left.col}, right, right_step, out,
-                              out_step, add);
   }
 
   static void exclude(A* tile, int64_t rows, int64_t step, const bool* mask) {
@@ -144,7 +204,7 @@ struct Loops : CpuFeatures<T> {
 template <class T>
 typename CpuFeatures<T>::Kernels features_kernels() {
   using L = Loops<T>;
-  return {L::kLanes, L::template normalised<true>, L::template normalised<false>, L::gradient, L::product, L::exclude};
+  return {L::kLanes, L::template normalised<true>, L::template normalised<false>, L::gradient, L::exclude};
 }
 
 template CpuFeatures<float>::Kernels features_kernels<float>();

@@ -27,14 +27,8 @@ struct CpuFeatures {
     int64_t cell, channel;
   };
 
-  // The matrix that a product has on its left: entry (i, k) is data[i * row + k * col].
-  struct Left {
-    const A* data;
-    int64_t row, col;
-  };
-
   struct Kernels {
-    int lanes;  // numbers of a vector; rows of the right matrix and of the result of a product are whole vectors
+    int lanes;  // numbers of a vector
     // Normalised features of cells [first, first + count), channels next to each other or cells next to each other.
     // Zero where the mask is false; what is left of the last vector is zero.
     void (*cells_by_channels)(const Map&, int64_t b, int64_t first, int64_t count, A* to, int64_t step);
@@ -42,9 +36,6 @@ struct CpuFeatures {
     // The gradient of the same cells by the features, given that by the normalised ones; grad [channels, cells] is that
     // of the batch element.
     void (*gradient)(const Map&, int64_t b, int64_t first, int64_t count, const Numbers&, T* grad);
-    // out [rows, width] = left [rows, depth] x right [depth, width], or added to it.
-    void (*product)(int64_t rows, int64_t width, int64_t depth, const Left&, const A* right, int64_t right_step, A* out,
-                    int64_t out_step, bool add);
     // Entries become -inf where the mask of their column is false; `step` columns, whole vectors.
     void (*exclude)(A* tile, int64_t rows, int64_t step, const bool* mask);
   };
