@@ -33,7 +33,7 @@ template <int kCount, class V>
 SEMIMATCH_FN void add(Mass<V>& s, const V* c, int n, typename Number<V>::Scalar scale) {
   V top = s.top;
 #pragma unroll
-  for (int i = 0; i < (kCount > 0 ? kCount : n); ++i) top = c[i] > top ? c[i] : top;
+  for (int i = 0; i < (kCount > 0 ? kCount : n); ++i) top = Number<V>::larger(c[i], top);
   raise_top(s, top, scale);
   V mass = {};
 #pragma unroll
@@ -44,7 +44,7 @@ SEMIMATCH_FN void add(Mass<V>& s, const V* c, int n, typename Number<V>::Scalar 
 // Adds the mass of another part of the same column.
 template <class V>
 SEMIMATCH_FN void merge(Mass<V>& s, Mass<V> other, typename Number<V>::Scalar scale) {
-  const V top = other.top > s.top ? other.top : s.top;
+  const V top = Number<V>::larger(other.top, s.top);
   raise_top(s, top, scale);
   raise_top(other, top, scale);
   s.mass += other.mass;
@@ -128,17 +128,18 @@ SEMIMATCH_FN void for_goal(const Smoothing& s, int64_t label, int64_t first, int
   }
 }
 
-// The loss of a cell from its column's mass and the goal's mean score: `positive` is sum q c, `below_top` sum q (c -
-// top). A label on an excluded entry, of probability 0, costs infinitely much; a NaN in the column stays one.
+// The loss of a cell from its column's mass, its logarithm, and the goal's mean score: `positive` is sum q c,
+// `below_top` sum q (c - top). A label on an excluded entry, of probability 0, costs infinitely much; a NaN in the
+// column stays one.
 template <class A>
-SEMIMATCH_FN A loss_of(const Mass<A>& s, A positive, A below_top, A inverse_temperature) {
+SEMIMATCH_FN A loss_of(const Mass<A>& s, A log_mass, A positive, A below_top, A inverse_temperature) {
   if (positive == A(-INFINITY)) return s.mass == s.mass ? A(INFINITY) : s.mass;
-  return std::log(s.mass) - below_top * inverse_temperature;
+  return log_mass - below_top * inverse_temperature;
 }
 
 template <class A>
-SEMIMATCH_FN A logsumexp_of(const Mass<A>& s, A inverse_temperature) {
-  return product(s.top, inverse_temperature) + std::log(s.mass);
+SEMIMATCH_FN A logsumexp_of(const Mass<A>& s, A log_mass, A inverse_temperature) {
+  return product(s.top, inverse_temperature) + log_mass;
 }
 
 // The log-sum-exp as `probability` takes it: where every entry is excluded, their probabilities are 0.
@@ -152,8 +153,7 @@ SEMIMATCH_FN A finite_logsumexp(A logsumexp) {
 template <class V>
 SEMIMATCH_FN V probability(V c, V logsumexp, typename Number<V>::Scalar inverse_temperature) {
   const V t = (product(c, V{} + inverse_temperature) - logsumexp) * typename Number<V>::Scalar(kLog2E);
-  const V floor = V{} + Number<V>::kExp2Floor;
-  return Number<V>::exp2(t < floor ? floor : t);
+  return Number<V>::exp2(Number<V>::larger(V{} + Number<V>::kExp2Floor, t));
 }
 
 }  // namespace semimatch

@@ -22,7 +22,7 @@ SEMIMATCH_FN Line<A> line_of(const Mass<A>& s) {
 
 template <class A>
 SEMIMATCH_FN A logsumexp_of_line(const Mass<A>& s, A inverse_temperature) {
-  return s.mass == A(0) ? A(-INFINITY) : logsumexp_of(s, inverse_temperature);
+  return s.mass == A(0) ? A(-INFINITY) : logsumexp_of(s, std::log(s.mass), inverse_temperature);
 }
 
 // Logarithm of the product of both probabilities of an entry.
@@ -36,8 +36,7 @@ SEMIMATCH_FN V log_dual(V c, const Line<V>& row, const Line<V>& col, typename Nu
 template <class V>
 SEMIMATCH_FN V exp_of_log(V log_p) {
   const V t = log_p * typename Number<V>::Scalar(kLog2E);
-  const V floor = V{} + Number<V>::kExp2Floor;
-  return Number<V>::exp2(t < floor ? floor : t);
+  return Number<V>::exp2(Number<V>::larger(V{} + Number<V>::kExp2Floor, t));
 }
 
 template <class V>

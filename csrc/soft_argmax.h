@@ -19,8 +19,7 @@ SEMIMATCH_FN V window_weight(Window window, typename Number<V>::Scalar width, V 
   if (window == Window::kNone) return V{} + Scalar(1);
   if (window == Window::kGaussian) {
     const V t = distance * distance * (Scalar(-0.5 * kLog2E) / (width * width));
-    const V floor = V{} + Number<V>::kExp2Floor;
-    return Number<V>::exp2(t < floor ? floor : t);
+    return Number<V>::exp2(Number<V>::larger(V{} + Number<V>::kExp2Floor, t));
   }
   const auto inside = (distance <= width) & (-distance <= width);
   return inside ? V{} + Scalar(1) : V{};

@@ -66,12 +66,13 @@ struct Call {
     counts.assign(batch * job.step / kernels.group, 0);
     const int64_t* from = data_of<const int64_t>(given);
     const bool* keep = masked ? data_of<const bool>(mask) : nullptr;
-    for (int64_t i = 0; i < batch * cells; ++i) {
-      if (from[i] < 0 || (keep != nullptr && !keep[i])) continue;
-      const int64_t cell = i / cells * job.step + i % cells;
-      labels[cell] = Index(std::min(from[i], reduced));
-      counts[cell / kernels.group] = 1;
-      ++count;
+    for (int64_t b = 0; b < batch; ++b) {
+      for (int64_t i = b * cells, cell = b * job.step; i < (b + 1) * cells; ++i, ++cell) {
+        if (from[i] < 0 || (keep != nullptr && !keep[i])) continue;
+        labels[cell] = Index(std::min(from[i], reduced));
+        counts[cell / kernels.group] = 1;
+        ++count;
+      }
     }
     job.labels = labels.data();
     job.counts = counts.data();
@@ -124,15 +125,19 @@ void backward(const Arguments& a, const Tensor& logsumexp, const Tensor& count, 
   const Scratch memory(2 * batch * job.step, sizeof(A));
   A* const finite = static_cast<A*>(memory.at(0));
   A* const factor = static_cast<A*>(memory.at(batch * job.step));
-  for (int64_t cell = 0; cell < batch * job.step; ++cell) {
-    finite[cell] = factor[cell] = A(0);
-    if (job.labels[cell] < 0) continue;
-    const int64_t i = cell / job.step * call.cells + cell % job.step;
-    finite[cell] = finite_logsumexp(data_of<const A>(saved)[i]);
-    A f = data_of<const A>(grads)[by_cell ? i : 0];
-    if (a.reduction == "mean") f /= A(kept);
-    if (job.weight != nullptr) f *= job.weight[i];
-    factor[cell] = job.labels[cell] < call.reduced ? f * job.inverse_temperature : A(NAN);
+  const A* const logs = data_of<const A>(saved);
+  const A* const by_loss = data_of<const A>(grads);
+  const A shared = by_cell ? A(0) : a.reduction == "mean" ? by_loss[0] / A(kept) : by_loss[0];
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t cell = b * job.step; cell < (b + 1) * job.step; ++cell) {
+      finite[cell] = factor[cell] = A(0);
+      if (job.labels[cell] < 0) continue;
+      const int64_t i = b * call.cells + cell - b * job.step;
+      finite[cell] = finite_logsumexp(logs[i]);
+      const A weight = job.weight != nullptr ? job.weight[i] : A(1);
+      const A f = (by_cell ? by_loss[i] : shared) * weight;
+      factor[cell] = job.labels[cell] < call.reduced ? f * job.inverse_temperature : A(NAN);
+    }
   }
   job.finite_logsumexp = finite;
   job.factor = factor;

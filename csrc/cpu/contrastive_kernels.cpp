@@ -2,6 +2,7 @@
 // no function of this file may be seen by another translation unit under a name without that.
 #include "contrastive_kernels.h"
 
+#include <algorithm>
 #include <type_traits>
 
 #include "vec.h"
@@ -20,7 +21,9 @@ struct Loops : CpuContrastive<T> {
   static constexpr int kLanes = SEMIMATCH_CPU::kLanes<T>;
 
   // Vectors that are added to a mass at a time: their exponentials are as many, and one to refer the rest to their top.
-  static constexpr int kBlock = 16;
+  static constexpr int kBlock = 32;
+  // Masses that are added to side by side: one alone waits for its own results.
+  static constexpr int kChains = 4;
   // Rows that share the loads of what their columns need.
   static constexpr int kRows = 4;
 
@@ -28,15 +31,20 @@ struct Loops : CpuContrastive<T> {
     return load<false>(job.corr.at(b, row, col), 0, 1)[0];
   }
 
-  // The results of one cell; entry_at(s) is entry s of its column, of which there are n.
+  // The results of one cell; entry_at(s) is entry s of its column, of which there are n. log_mass is that of s, unless
+  // the mass has still to be settled.
   template <class EntryAt>
-  static SEMIMATCH_FN void finish(const Job& job, int64_t cell, int64_t i, int64_t n, Mass<A> s, EntryAt entry_at) {
+  static SEMIMATCH_FN void finish(const Job& job, int64_t cell, int64_t i, int64_t n, Mass<A> s, A log_mass,
+                                  EntryAt entry_at) {
     const int64_t label = job.labels[cell];
     if (label < 0) {
       job.loss[i] = job.logsumexp[i] = A(0);
       return;
     }
-    settle(s, n, entry_at);
+    if (s.top == A(INFINITY)) {
+      settle(s, n, entry_at);
+      log_mass = std::log(s.mass);
+    }
     const int64_t nearest = label < n ? label : n - 1;
     A positive = A(0), below_top = A(0);
     if (job.smoothing.on()) {
@@ -50,10 +58,10 @@ struct Loops : CpuContrastive<T> {
       positive = entry_at(nearest);
       below_top = positive - s.top;
     }
-    A loss = loss_of(s, positive, below_top, job.inverse_temperature);
+    A loss = loss_of(s, log_mass, positive, below_top, job.inverse_temperature);
     if (label >= n) loss = A(NAN);  // must not pass as a number
     job.loss[i] = job.weight ? loss * job.weight[i] : loss;
-    job.logsumexp[i] = logsumexp_of(s, job.inverse_temperature);
+    job.logsumexp[i] = logsumexp_of(s, log_mass, job.inverse_temperature);
   }
 
   // The mass of a row from those of its lanes, combined by halves.
@@ -63,36 +71,59 @@ struct Loops : CpuContrastive<T> {
     return {top, sum_of_lanes(s.mass)};
   }
 
+  // Adds n vectors to each of the masses s[0 .. kCount): load(i, j) is the i-th of the j-th.
+  template <int kCount, class Load>
+  static SEMIMATCH_FN void add_vectors(Mass<V>* s, const Load& load, int n, A scale) {
+    V top[kCount], mass[kCount];
+    for (int j = 0; j < kCount; ++j) top[j] = s[j].top, mass[j] = V{};
+    for (int i = 0; i < n; ++i) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kCount; ++j) top[j] = Number<V>::larger(load(i, j), top[j]);
+    }
+    for (int j = 0; j < kCount; ++j) raise_top(s[j], top[j], scale);
+    for (int i = 0; i < n; ++i) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kCount; ++j) mass[j] += Number<V>::exp2(exponent(load(i, j), top[j], scale));
+    }
+    for (int j = 0; j < kCount; ++j) s[j].mass += mass[j];
+  }
+
   static void rows(const Job& job, int64_t b, int64_t r0, int64_t r1) {
     const auto& corr = job.corr;
-    const int64_t whole = corr.cols / kLanes;
+    const int64_t whole = corr.cols / kLanes, stride_col = corr.stride_col;
     const int rest = int(corr.cols - whole * kLanes);
     for (int64_t r = r0; r < r1; ++r) {
       const auto entry_at = [&](int64_t at) __attribute__((always_inline)) { return entry(job, b, r, at); };
-      Mass<V> s = no_mass<V>();
+      // A row is shared out among the chains, whose masses are merged.
+      Mass<V> s[kChains];
+      for (int j = 0; j < kChains; ++j) s[j] = no_mass<V>();
       if (job.labels[b * job.step + r] >= 0) {
-        V c[kBlock];
-        for (int64_t g = 0; g < whole; g += kBlock) {
-          const int n = int(whole - g < kBlock ? whole - g : kBlock);
+        const int64_t each = whole / kChains;
+        for (int64_t g = 0; g < each; g += kBlock) {
+          const int n = int(each - g < kBlock ? each - g : kBlock);
           const T* from = corr.at(b, r, g * kLanes);
-          if (corr.stride_col == 1) {
-            for (int i = 0; i < n; ++i) c[i] = load<true>(from + i * kLanes, 1, kLanes);
+          if (stride_col == 1) {
+            const auto load_dense = [&](int i, int j) __attribute__((always_inline)) {
+              return load<true>(from + (j * each + i) * kLanes, 1, kLanes);
+            };
+            add_vectors<kChains>(s, load_dense, n, job.scale);
           } else {
-            for (int i = 0; i < n; ++i)
-              c[i] = load<false>(from + i * kLanes * corr.stride_col, corr.stride_col, kLanes);
-          }
-          if (n == kBlock) {
-            add<kBlock>(s, c, n, job.scale);
-          } else {
-            add<0>(s, c, n, job.scale);
+            const auto load_any = [&](int i, int j) __attribute__((always_inline)) {
+              return load<false>(from + (j * each + i) * kLanes * stride_col, stride_col, kLanes);
+            };
+            add_vectors<kChains>(s, load_any, n, job.scale);
           }
         }
-        if (rest > 0) {
-          c[0] = load<false>(corr.at(b, r, whole * kLanes), corr.stride_col, rest);
-          add<1>(s, c, 1, job.scale);
+        for (int64_t g = each * kChains; g < whole + (rest > 0); ++g) {
+          const auto load_one = [&](int, int) __attribute__((always_inline)) {
+            return load<false>(corr.at(b, r, g * kLanes), stride_col, g < whole ? kLanes : rest);
+          };
+          add_vectors<1>(s, load_one, 1, job.scale);
         }
+        for (int j = 1; j < kChains; ++j) merge(s[0], s[j], job.scale);
       }
-      finish(job, b * job.step + r, b * corr.rows + r, corr.cols, over_lanes(s, job.scale), entry_at);
+      const Mass<A> one = over_lanes(s[0], job.scale);
+      finish(job, b * job.step + r, b * corr.rows + r, corr.cols, one, std::log(one.mass), entry_at);
     }
   }
 
@@ -101,29 +132,39 @@ struct Loops : CpuContrastive<T> {
     Mass<V>* stats = static_cast<Mass<V>*>(memory);
     for (int64_t g = g0; g < g1; ++g) stats[g - g0] = no_mass<V>();
     const uint8_t* counts = job.counts + b * (job.step / kLanes);
-    const int64_t whole = corr.stride_col == 1 ? corr.cols / kLanes : 0;
+    const int64_t stride_row = corr.stride_row, stride_col = corr.stride_col;
+    const int64_t whole = stride_col == 1 ? std::min(corr.cols / kLanes, g1) : g0;
     for (int64_t r = 0; r < corr.rows; r += kBlock) {
       const int n = int(corr.rows - r < kBlock ? corr.rows - r : kBlock);
-      for (int64_t g = g0; g < g1; ++g) {
-        if (!counts[g]) continue;
+      for (int64_t g = g0; g < g1;) {
         const T* from = corr.at(b, r, g * kLanes);
-        V c[kBlock];
-        if (g < whole && n == kBlock) {
-          for (int i = 0; i < kBlock; ++i) c[i] = load<true>(from + i * corr.stride_row, 1, kLanes);
-          add<kBlock>(stats[g - g0], c, n, job.scale);
-        } else {
-          const int lanes = width(job, g);
-          for (int i = 0; i < n; ++i) c[i] = load<false>(from + i * corr.stride_row, corr.stride_col, lanes);
-          add<0>(stats[g - g0], c, n, job.scale);
+        if (g + kChains <= whole && std::any_of(counts + g, counts + g + kChains, [](uint8_t c) { return c != 0; })) {
+          const auto load_dense = [&](int i, int j) __attribute__((always_inline)) {
+            return load<true>(from + i * stride_row + j * kLanes, 1, kLanes);
+          };
+          add_vectors<kChains>(stats + (g - g0), load_dense, n, job.scale);
+          g += kChains;
+          continue;
         }
+        if (counts[g]) {
+          const int lanes = width(job, g);
+          const auto load_any = [&](int i, int) __attribute__((always_inline)) {
+            return load<false>(from + i * stride_row, stride_col, lanes);
+          };
+          add_vectors<1>(stats + (g - g0), load_any, n, job.scale);
+        }
+        ++g;
       }
     }
     for (int64_t g = g0; g < g1; ++g) {
+      const Mass<V> s = stats[g - g0];
+      const V log_mass = Number<V>::log(s.mass);
       for (int i = 0; i < width(job, g); ++i) {
         const int64_t col = g * kLanes + i;
         const auto entry_at = [&](int64_t at) __attribute__((always_inline)) { return entry(job, b, at, col); };
-        const Mass<A> lane = {stats[g - g0].top[i], stats[g - g0].mass[i]};
-        finish(job, b * job.step + col, b * corr.cols + col, corr.rows, lane, entry_at);
+        // Number::log is of masses above 0 alone; that of none is -inf.
+        const A log = s.mass[i] == A(0) ? A(-INFINITY) : log_mass[i];
+        finish(job, b * job.step + col, b * corr.cols + col, corr.rows, {s.top[i], s.mass[i]}, log, entry_at);
       }
     }
   }

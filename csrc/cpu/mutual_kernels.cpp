@@ -34,8 +34,8 @@ struct Loops : CpuMutual<T> {
   }
 
   // The largest of a row from those of its lanes; a lane's index is that of its vector's first column.
-  static SEMIMATCH_FN Best<A> over_lanes(const Best<V>& s, int lanes) {
-    if (largest_lane(s.top == s.top) != 0) {  // -1 in every lane: no NaN
+  static SEMIMATCH_FN Best<A> over_lanes(const Best<V>& s, bool any_nan, int lanes) {
+    if (!any_nan) {
       const A top = largest_lane(s.top);
       return {top, lowest_lane(s.top == top ? s.index + lane_numbers<V>() : Number<V>::same(INT32_MAX))};
     }
@@ -66,25 +66,47 @@ struct Loops : CpuMutual<T> {
     if (g * kLanes < cols) f(g, int(cols - g * kLanes));
   }
 
+  // Rows [r, r + n), n <= kTall: the largest of each into `rows`, and what they add to `columns`. Whether there is a
+  // NaN among them, which kOrdinary takes no notice of: then they are to be taken again.
+  template <bool kOrdinary, int kTall, bool kColumns, class Rows>
+  static SEMIMATCH_FN bool take_rows(const Plane<T>& corr, int64_t r, Rows n, int64_t cols, Best<V>* rows,
+                                     Best<V>* columns) {
+    const auto take_one = [](Best<V>& s, V c, VIndex index) __attribute__((always_inline)) {
+      if constexpr (kOrdinary) {
+        s.index = c > s.top ? index : s.index;
+        s.top = Number<V>::larger(c, s.top);
+      } else {
+        take(s, c, index);
+      }
+    };
+    VIndex nan = {};
+    for (int i = 0; i < n; ++i) rows[i] = no_best<V>();
+    for_groups(cols, [&](int64_t g, auto lanes) __attribute__((always_inline)) {
+      V tile[kTall];
+      load_tile<kTall>(corr, r, g * kLanes, n, lanes, tile);
+      for (int i = 0; i < n; ++i) {
+        nan |= tile[i] != tile[i];
+        take_one(rows[i], tile[i], Number<V>::same(g * kLanes));
+      }
+      if constexpr (kColumns) {
+        Best<V> column = columns[g];
+        for (int i = 0; i < n; ++i) take_one(column, tile[i], Number<V>::same(r + i));
+        columns[g] = column;
+      }
+    });
+    return lowest_lane(nan) != 0;
+  }
+
   template <int kTall, bool kColumns>
   static void maxima_of(const Job& job, int64_t b, int64_t r0, int64_t r1, Best<V>* columns) {
     const Plane<T> corr = plane(job.corr, b);
     const int64_t cols = job.corr.first.cols;
     for_blocks<kTall>(r0, r1, [&](int64_t r, auto n) __attribute__((always_inline)) {
       Best<V> rows[kTall];
-      for (int i = 0; i < n; ++i) rows[i] = no_best<V>();
-      for_groups(cols, [&](int64_t g, auto lanes) __attribute__((always_inline)) {
-        V tile[kTall];
-        load_tile<kTall>(corr, r, g * kLanes, n, lanes, tile);
-        for (int i = 0; i < n; ++i) take(rows[i], tile[i], Number<V>::same(g * kLanes));
-        if constexpr (kColumns) {
-          Best<V> column = columns[g];
-          for (int i = 0; i < n; ++i) take(column, tile[i], Number<V>::same(r + i));
-          columns[g] = column;
-        }
-      });
+      const bool any_nan = take_rows<true, kTall, kColumns>(corr, r, n, cols, rows, columns);
+      if (any_nan) take_rows<false, kTall, kColumns>(corr, r, n, cols, rows, columns);
       for (int i = 0; i < n; ++i) {
-        const Best<A> best = over_lanes(rows[i], at_most_a_group(cols));
+        const Best<A> best = over_lanes(rows[i], any_nan, at_most_a_group(cols));
         job.row_top[b * job.corr.first.rows + r + i] = best.top;
         job.row_index[b * job.corr.first.rows + r + i] = best.index;
       }

@@ -145,26 +145,33 @@ void run(const Arguments& a, const Outputs& out) {
   if (a.cell) {
     cells = per_cell(*a.cell, batch, targets, ScalarType::Long, "cell");
     valid = per_cell(*a.valid, batch, targets, ScalarType::Bool, "valid");
-    const int64_t* cell = data_of<const int64_t>(cells);
-    STD_TORCH_CHECK(std::all_of(cell, cell + batch * targets, [&](int64_t c) { return c >= 0 && c < targets; }),
+    const int64_t* given = data_of<const int64_t>(cells);
+    STD_TORCH_CHECK(std::all_of(given, given + batch * targets, [&](int64_t c) { return c >= 0 && c < targets; }),
                     "semimatch: cell must name target cells, 0 to ", targets - 1);
   }
+  // Asked for here: a call into PyTorch for each number would cost more than the rest of the loop.
+  const int64_t* const cell = a.cell ? data_of<const int64_t>(cells) : nullptr;
+  const bool* const is_valid = a.cell ? data_of<const bool>(valid) : nullptr;
+  int64_t* const labels = data_of<int64_t>(out.labels);
+  bool* const mask = data_of<bool>(out.mask);
+  A *const weight = data_of<A>(out.weight), *const score = data_of<A>(out.score),
+           *const entropy = data_of<A>(out.entropy);
   for_pieces(batch, targets, kWide, [&](int64_t b, int64_t first, int64_t last) {
     const int64_t* matches = stats.matches_of_sources(b);
     for (int64_t i = b * targets + first; i < b * targets + last; ++i) {
-      const int64_t t = a.cell ? data_of<const int64_t>(cells)[i] : i - b * targets;
-      const bool seen = a.cell ? data_of<const bool>(valid)[i] : true;
+      const int64_t t = cell != nullptr ? cell[i] : i - b * targets;
+      const bool seen = cell == nullptr || is_valid[i];
       const int64_t at = b * targets + t, label = stats.label[at];
       // A cell with no admissible match has score 0, which a threshold of 0 would let pass.
       const bool teaches = seen && stats.score[at] > A(0) && stats.score[at] >= A(a.threshold) &&
                            (src_box.empty() || src_box[b].holds(label, a.source)) &&
                            (trg_box.empty() || trg_box[b].holds(t, a.target)) &&
                            (!a.forward_backward || consistent(a.consistency, t, label, matches));
-      data_of<int64_t>(out.labels)[i] = seen ? label : -1;
-      data_of<A>(out.weight)[i] = std::exp(A(-a.uncertainty) * stats.entropy[at]);
-      data_of<bool>(out.mask)[i] = teaches;
-      data_of<A>(out.score)[i] = stats.score[at];
-      data_of<A>(out.entropy)[i] = stats.entropy[at];
+      labels[i] = seen ? label : -1;
+      weight[i] = std::exp(A(-a.uncertainty) * stats.entropy[at]);
+      mask[i] = teaches;
+      score[i] = stats.score[at];
+      entropy[i] = stats.entropy[at];
     }
   });
 }

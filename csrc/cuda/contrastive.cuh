@@ -40,10 +40,11 @@ struct ContrastiveLosses {
         below_top += q * (c - s.top);
       });
     }
-    A value = loss_of(s, positive, below_top, goals.inverse_temperature);
+    const A log_mass = std::log(s.mass);
+    A value = loss_of(s, log_mass, positive, below_top, goals.inverse_temperature);
     if (goals.labels.at(b, cell) >= n) value = A(NAN);  // must not pass as a number
     loss[i] = value * goals.weight_of(b, cell);
-    logsumexp[i] = logsumexp_of(s, goals.inverse_temperature);
+    logsumexp[i] = logsumexp_of(s, log_mass, goals.inverse_temperature);
   }
 };
 

@@ -78,10 +78,11 @@ struct FeatureLosses {
     A positive = s.positive;
     if (goals.smoothing.on() && positive != A(-INFINITY))  // excluded: whatever its neighbours
       positive = s.weight > A(0) ? s.goal / s.weight : A(0);
-    A value = loss_of(s.mass, positive, positive - s.mass.top, goals.inverse_temperature);
+    const A log_mass = std::log(s.mass.mass);
+    A value = loss_of(s.mass, log_mass, positive, positive - s.mass.top, goals.inverse_temperature);
     if (goals.labels.at(b, cell) >= goals.reduced) value = A(NAN);  // must not pass as a number
     loss[i] = value * goals.weight_of(b, cell);
-    logsumexp[i] = logsumexp_of(s.mass, goals.inverse_temperature);
+    logsumexp[i] = logsumexp_of(s.mass, log_mass, goals.inverse_temperature);
   }
 };
 
