@@ -40,9 +40,12 @@ for backend in ("reference",) if library.CPU_REASON else ("reference", "cpu"):
     m = smk.match(corr, (3, 4), backend=backend)
     loss = smk.masked_contrastive_loss(corr, m.index, weight=m.score.detach(), backend=backend) + m.entropy.sum()
     grad, = torch.autograd.grad(loss, corr)
+    src = torch.linspace(-3, 3, 2 * 5 * 12).reshape(2, 5, 3, 4).cos().requires_grad_()
+    level = smk.correlation(src, src.flip(1), backend=backend)
+    by_src, = torch.autograd.grad(level.square().sum(), src)
     if backend == "reference":
-        expected = m.coords, loss, grad
-    for ours, wanted in zip((m.coords, loss, grad), expected):
+        expected = m.coords, loss, grad, level, by_src
+    for ours, wanted in zip((m.coords, loss, grad, level, by_src), expected, strict=True):
         torch.testing.assert_close(ours, wanted)
 reasons = {"cpu": library.CPU_REASON, "cuda": library.CUDA_REASON}
 with contextlib.redirect_stdout(io.StringIO()) as told:
