@@ -165,11 +165,12 @@ struct Gradients {
 // The gradient of a column with respect to its entries is, with p = e * score,
 //   p / temperature * (constant + x X + y Y + t T)
 // for an entry at position (X, Y) with exponent T; the largest entry has another constant, since the score is its
-// probability. These are the numbers that are the same for the whole column, with score / temperature in each.
+// probability. These are the numbers that are the same for the whole column; weight is score / temperature, by which
+// the rest is multiplied last: what cancels in the sum does so exactly.
 template <class V>
 struct Slope {
   typename Number<V>::Index index;
-  V top, constant, constant_at_index, x, y, t;
+  V top, weight, constant, constant_at_index, x, y, t;
 };
 
 // What the slope of a cell follows from: the results of forward, with the correlation at the index, and their
@@ -210,11 +211,12 @@ SEMIMATCH_FN Slope<V> slope_of(const Saved<V>& s, Grid grid, typename Number<V>:
       s.grad_logsumexp - s.grad_entropy * (s.entropy + Number<V>::log(s.score)) - s.grad_x * s.x - s.grad_y * s.y;
   return {s.index,
           s.top,
-          admissible(weight * (constant - s.grad_score * s.score)),
-          admissible(weight * (constant + s.grad_score * (A(1) - s.score))),
-          admissible(weight * s.grad_x * per_cell<A>(grid.width)),
-          admissible(weight * s.grad_y * per_cell<A>(grid.height)),
-          admissible(weight * -A(kLn2) * s.grad_entropy)};
+          weight,
+          admissible(constant - s.grad_score * s.score),
+          admissible(constant + s.grad_score * (A(1) - s.score)),
+          admissible(s.grad_x * per_cell<A>(grid.width)),
+          admissible(s.grad_y * per_cell<A>(grid.height)),
+          admissible(-A(kLn2) * s.grad_entropy)};
 }
 
 // The gradient of one entry. x and y may be scalars where V is a vector.
@@ -223,7 +225,7 @@ SEMIMATCH_FN V entry_gradient(V c, const Slope<V>& s, int64_t index, X x, X y, t
   const V t = exponent(c, s.top, scale);
   const V e = Number<V>::exp2(t);
   const V constant = s.index == Number<V>::same(index) ? s.constant_at_index : s.constant;
-  return e * (constant + s.x * x + s.y * y + s.t * t);
+  return e * s.weight * (constant + s.x * x + s.y * y + s.t * t);
 }
 
 }  // namespace semimatch

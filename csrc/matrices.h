@@ -16,4 +16,11 @@ struct Matrices {
   }
 };
 
+// One of the two matrices of a product: entry (i, k) is data[i * row + k * col].
+template <class A>
+struct Factor {
+  const A* data;
+  int64_t row, col;
+};
+
 }  // namespace semimatch

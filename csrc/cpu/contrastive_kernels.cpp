@@ -136,24 +136,26 @@ struct Loops : CpuContrastive<T> {
     const int64_t whole = stride_col == 1 ? std::min(corr.cols / kLanes, g1) : g0;
     for (int64_t r = 0; r < corr.rows; r += kBlock) {
       const int n = int(corr.rows - r < kBlock ? corr.rows - r : kBlock);
-      for (int64_t g = g0; g < g1;) {
+      const auto dense = [&](auto chains, int64_t g) __attribute__((always_inline)) {
+        constexpr int kCount = decltype(chains)::value;
+        if (std::none_of(counts + g, counts + g + kCount, [](uint8_t any) { return any != 0; })) return;
         const T* from = corr.at(b, r, g * kLanes);
-        if (g + kChains <= whole && std::any_of(counts + g, counts + g + kChains, [](uint8_t c) { return c != 0; })) {
-          const auto load_dense = [&](int i, int j) __attribute__((always_inline)) {
-            return load<true>(from + i * stride_row + j * kLanes, 1, kLanes);
-          };
-          add_vectors<kChains>(stats + (g - g0), load_dense, n, job.scale);
-          g += kChains;
-          continue;
-        }
-        if (counts[g]) {
-          const int lanes = width(job, g);
-          const auto load_any = [&](int i, int) __attribute__((always_inline)) {
-            return load<false>(from + i * stride_row, stride_col, lanes);
-          };
-          add_vectors<1>(stats + (g - g0), load_any, n, job.scale);
-        }
-        ++g;
+        const auto load_dense = [&](int i, int j) __attribute__((always_inline)) {
+          return load<true>(from + i * stride_row + j * kLanes, 1, kLanes);
+        };
+        add_vectors<kCount>(stats + (g - g0), load_dense, n, job.scale);
+      };
+      int64_t g = g0;
+      for (; g + kChains <= whole; g += kChains) dense(std::integral_constant<int, kChains>(), g);
+      for (; g < whole; ++g) dense(std::integral_constant<int, 1>(), g);
+      for (; g < g1; ++g) {
+        if (!counts[g]) continue;
+        const T* from = corr.at(b, r, g * kLanes);
+        const int lanes = width(job, g);
+        const auto load_any = [&](int i, int) __attribute__((always_inline)) {
+          return load<false>(from + i * stride_row, stride_col, lanes);
+        };
+        add_vectors<1>(stats + (g - g0), load_any, n, job.scale);
       }
     }
     for (int64_t g = g0; g < g1; ++g) {

@@ -10,6 +10,7 @@
 #include "../correlation_ops.h"
 #include "correlation_kernels.h"
 #include "features.h"
+#include "gemm.h"
 #include "memory.h"
 
 namespace semimatch {
@@ -33,21 +34,24 @@ int64_t rows_of_task(int64_t batch, int64_t rows) {
 
 // Memory that the levels of a call take in turn; it grows where one needs more.
 class Work {
+  Scratch::Afterwards afterwards_;
   std::optional<Scratch> memory_;
   int64_t bytes_ = 0;
 
  public:
+  explicit Work(Scratch::Afterwards afterwards = Scratch::kKeep) : afterwards_(afterwards) {}
+
   template <class A>
   A* numbers(int64_t n) {
     if (const int64_t bytes = n * int64_t(sizeof(A)); !memory_ || bytes > bytes_) {
       memory_.reset();
-      memory_.emplace(1, bytes_ = bytes);
+      memory_.emplace(1, bytes_ = bytes, afterwards_);
     }
     return static_cast<A*>(memory_->at(0));
   }
 };
 struct Memory {
-  Work src, trg, gradient, entries;
+  Work src, trg, gradient, entries{Scratch::kGiveBack};  // of the size of a correlation in float32
 };
 
 // One side of a level: its features, and what they are once they are normalised, [batch, channels, step].
@@ -101,8 +105,7 @@ struct Level {
   // Inner products of source cells [r0, r1) with all target cells, rows of trg.step: with those that pad them it is a
   // product of matrices even where there is one target cell.
   void rows(int64_t b, int64_t r0, int64_t r1, A* to) const {
-    gemm<A>(r1 - r0, trg.step, src.map.channels, {src.of(b) + r0, 1, src.step}, {trg.of(b), trg.step, 1}, to, trg.step,
-            false);
+    gemm<A>(r1 - r0, trg.step, src.map.channels, {src.of(b) + r0, 1, src.step}, {trg.of(b), trg.step, 1}, to, trg.step);
   }
 };
 
@@ -177,11 +180,11 @@ std::tuple<Tensor, Tensor> backward(const Tensor& src, const Tensor& trg, const 
   A* const sum = memory.gradient.numbers<A>(std::max(s.size(), t.size()));
   const Tensor grad_trg = t.gradient(trg, sum, [&](int64_t b, int64_t c0, int64_t c1, A* to) {
     gemm<A>(c1 - c0, t.map.cells, s.map.cells, {s.of(b) + c0 * s.step, s.step, 1},
-            {entries.at(b, 0, 0), entries.stride_row, entries.stride_col}, to, t.step, false);
+            {entries.at(b, 0, 0), entries.stride_row, entries.stride_col}, to, t.step);
   });
   const Tensor grad_src = s.gradient(src, sum, [&](int64_t b, int64_t c0, int64_t c1, A* to) {
     gemm<A>(c1 - c0, s.map.cells, t.map.cells, {t.of(b) + c0 * t.step, t.step, 1},
-            {entries.at(b, 0, 0), entries.stride_col, entries.stride_row}, to, s.step, false);
+            {entries.at(b, 0, 0), entries.stride_col, entries.stride_row}, to, s.step);
   });
   return {grad_src, grad_trg};
 }

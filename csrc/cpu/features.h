@@ -12,7 +12,6 @@
 #include "columns.h"
 #include "dispatch.h"
 #include "features_kernels.h"
-#include "gemm.h"
 #include "memory.h"
 #include "tensors.h"
 #include "work.h"
@@ -112,8 +111,8 @@ class FeatureTiles {
           f(tile);
           kernels_.cells_by_channels(trg_, tile.b, tile.first, tile.cells, static_cast<A*>(goals.at(i - from)), step_);
           A* const by_cell = static_cast<A*>(columns.at(0));
-          gemm<A>(src_.channels, tile.cells, src_.cells, {row(rows_, tile.b, 0), 1, step_}, {tile.data, tile.step, 1},
-                  by_cell, tile.step, false);
+          kernels_.product(src_.channels, tile.step, src_.cells, {row(rows_, tile.b, 0), 1, step_}, tile.data,
+                           tile.step, by_cell, tile.step, false);
           kernels_.gradient(trg_, tile.b, tile.first, tile.cells, {by_cell, 1, tile.step},
                             grad_trg + tile.b * trg_.channels * trg_.cells);
         }
@@ -123,8 +122,8 @@ class FeatureTiles {
         const int64_t b = b0 + k;
         for (int64_t i = std::max(from, b * per_batch_); i < std::min(to, (b + 1) * per_batch_); ++i) {
           const Columns<A> tile = tile_at(i, entries.at(i - from));
-          gemm<A>(s1 - s0, src_.channels, tile.cells, {tile.data + s0 * tile.step, tile.step, 1},
-                  {static_cast<const A*>(goals.at(i - from)), step_, 1}, row(sums, b, s0), step_, tile.first > 0);
+          kernels_.product(s1 - s0, channels_, tile.cells, {tile.data + s0 * tile.step, tile.step, 1},
+                           static_cast<const A*>(goals.at(i - from)), step_, row(sums, b, s0), step_, tile.first > 0);
         }
       });
     }
@@ -144,8 +143,8 @@ class FeatureTiles {
   void form(const Columns<A>& tile, const Scratch& memory) const {
     A* const columns = static_cast<A*>(memory.at(0));
     kernels_.channels_by_cells(trg_, tile.b, tile.first, tile.cells, columns, tile.step);
-    gemm<A>(src_.cells, tile.step, src_.channels, {row(rows_, tile.b, 0), step_, 1}, {columns, tile.step, 1}, tile.data,
-            tile.step, false);
+    kernels_.product(src_.cells, tile.step, src_.channels, {row(rows_, tile.b, 0), step_, 1}, columns, tile.step,
+                     tile.data, tile.step, false);
     for (int64_t s = 0; src_.mask != nullptr && s < src_.cells; ++s)
       if (!src_.mask[tile.b * src_.cells + s])
         std::fill_n(tile.data + s * tile.step, tile.step, -std::numeric_limits<A>::infinity());

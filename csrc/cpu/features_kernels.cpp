@@ -2,6 +2,7 @@
 // it; no function of this file may be seen by another translation unit under a name without that.
 #include "features_kernels.h"
 
+#include "product.h"
 #include "tiles.h"
 
 namespace semimatch {
@@ -184,6 +185,11 @@ struct Loops : CpuFeatures<T> {
     }
   }
 
+  static void product(int64_t rows, int64_t width, int64_t depth, const Factor<A>& left, const A* right,
+                      int64_t right_step, A* out, int64_t out_step, bool add) {
+    SEMIMATCH_CPU::product<V>(rows, width, depth, left, right, right_step, out, out_step, add);
+  }
+
   static void exclude(A* tile, int64_t rows, int64_t step, const bool* mask) {
     for (int64_t j = 0; j < step; j += kLanes) {
       VIndex keep;
@@ -204,7 +210,7 @@ struct Loops : CpuFeatures<T> {
 template <class T>
 typename CpuFeatures<T>::Kernels features_kernels() {
   using L = Loops<T>;
-  return {L::kLanes, L::template normalised<true>, L::template normalised<false>, L::gradient, L::exclude};
+  return {L::kLanes, L::template normalised<true>, L::template normalised<false>, L::gradient, L::product, L::exclude};
 }
 
 template CpuFeatures<float>::Kernels features_kernels<float>();

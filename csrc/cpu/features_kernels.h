@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../features.h"
+#include "../matrices.h"
 #include "types.h"
 
 namespace semimatch {
@@ -36,6 +37,9 @@ struct CpuFeatures {
     // The gradient of the same cells by the features, given that by the normalised ones; grad [channels, cells] is that
     // of the batch element.
     void (*gradient)(const Map&, int64_t b, int64_t first, int64_t count, const Numbers&, T* grad);
+    // out [rows, width] = left [rows, depth] x right [depth, width], or added to it; width is whole vectors.
+    void (*product)(int64_t rows, int64_t width, int64_t depth, const Factor<A>& left, const A* right,
+                    int64_t right_step, A* out, int64_t out_step, bool add);
     // Entries become -inf where the mask of their column is false; `step` columns, whole vectors.
     void (*exclude)(A* tile, int64_t rows, int64_t step, const bool* mask);
   };

@@ -1,5 +1,8 @@
-// The matrix product of the CPU ops from features: PyTorch's own, by its C function, which takes part in no dispatch
-// (autocast would take it for one of the user's). Inside `parallel` it runs on the thread that calls it.
+// PyTorch's matrix product for `correlation` on the CPU, by its C function, which takes part in no dispatch (autocast
+// would take it for one of the user's). Where several tasks of `parallel` call it, each runs on its thread.
+//
+// The order of its sums is its own affair, and may be another one for another number of threads; it follows
+// torch.set_float32_matmul_precision, as that of the definition does. Where that matters there is product.h.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
@@ -9,13 +12,6 @@
 #include "../tensors.h"
 
 namespace semimatch {
-
-// Entry (i, k) of a matrix is data[i * row + k * col].
-template <class A>
-struct Factor {
-  const A* data;
-  int64_t row, col;
-};
 
 // A matrix of numbers that lie somewhere else, as a tensor.
 template <class A>
@@ -30,18 +26,14 @@ Tensor view_of(const A* data, int64_t rows, int64_t cols, int64_t row, int64_t c
   return Tensor(result);
 }
 
-// out [rows, width] = left [rows, depth] x right [depth, width], or added to it; rows of out are out_step apart.
+// out [rows, width] = left [rows, depth] x right [depth, width]; rows of out are out_step apart.
 template <class A>
 void gemm(int64_t rows, int64_t width, int64_t depth, const Factor<A>& left, const Factor<A>& right, A* out,
-          int64_t out_step, bool add) {
+          int64_t out_step) {
   const Tensor result = view_of<A>(out, rows, width, out_step, 1);
   const Tensor a = view_of<A>(left.data, rows, depth, left.row, left.col);
   const Tensor b = view_of<A>(right.data, depth, width, right.row, right.col);
-  if (add) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(result.get(), result.get(), a.get(), b.get(), 1, 1));
-  } else {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(result.get(), a.get(), b.get()));
-  }
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(result.get(), a.get(), b.get()));
 }
 
 }  // namespace semimatch

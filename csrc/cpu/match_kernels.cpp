@@ -3,6 +3,7 @@
 #include "match_kernels.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "vec.h"
 
@@ -52,13 +53,13 @@ struct Loops : CpuMatch<T> {
     return left < kLanes ? int(left) : kLanes;
   }
 
-  // Adds n <= kRows steps of `at` to each of the chains s[0 .. kCount): one sweep for the largest entries, one for the
-  // sums, which are taken by themselves before they join the rest: two short chains of additions round less than a long
-  // one. load(i, j) is step i of chain j; ahead(i, j)
-  // may fetch what comes after it.
   struct Nothing {
     SEMIMATCH_FN void operator()(int, int) const {}
   };
+
+  // Adds n <= kRows steps of `at` to each of the chains s[0 .. kCount): one sweep for the largest entries, one for the
+  // sums, which are taken by themselves before they join the rest: two short chains of additions round less than a long
+  // one. load(i, j) is step i of chain j; ahead(i, j) may fetch what comes after it.
   template <int kCount, class Load, class At, class Ahead = Nothing>
   static SEMIMATCH_FN void add_steps(Stats<V>* s, const Load& load, int n, A scale, const At& at,
                                      const Ahead& ahead = {}) {
@@ -188,9 +189,8 @@ struct Loops : CpuMatch<T> {
     for (int64_t r = r0; r < r1; r += kRows) {
       const int n = int(r1 - r < kRows ? r1 - r : kRows);
       const DownRows walk = {r, at.row_x + r, at.row_y + r};
-      int64_t g = g0;
-      for (; g + kChains <= whole; g += kChains) {
-        const T* from = job.at(b, r, g * kLanes);
+      const auto dense = [&](auto chains, int64_t group) __attribute__((always_inline)) {
+        const T* from = job.at(b, r, group * kLanes);
         const auto load_dense = [&](int i, int j) __attribute__((always_inline)) {
           return load<true>(from + i * stride_row + j * kLanes, 1, kLanes);
         };
@@ -198,8 +198,11 @@ struct Loops : CpuMatch<T> {
         const auto ahead = [&](int i, int j) __attribute__((always_inline)) {
           __builtin_prefetch(from + (i + kRows) * stride_row + j * kLanes, 0, 1);
         };
-        add_steps<kChains>(stats + (g - g0), load_dense, n, job.scale, walk, ahead);
-      }
+        add_steps<decltype(chains)::value>(stats + (group - g0), load_dense, n, job.scale, walk, ahead);
+      };
+      int64_t g = g0;
+      for (; g + kChains <= whole; g += kChains) dense(std::integral_constant<int, kChains>(), g);
+      for (; g < whole; ++g) dense(std::integral_constant<int, 1>(), g);
       for (; g < g1; ++g) {
         const T* from = job.at(b, r, g * kLanes);
         const int lanes = width(job, g);
@@ -240,13 +243,8 @@ struct Loops : CpuMatch<T> {
   }
 
   static SEMIMATCH_FN Slope<V> same_in_all_lanes(const Slope<A>& s) {
-    return {Number<V>::same(s.index),
-            V{} + s.top,
-            V{} + s.constant,
-            V{} + s.constant_at_index,
-            V{} + s.x,
-            V{} + s.y,
-            V{} + s.t};
+    return {Number<V>::same(s.index),  V{} + s.top, V{} + s.weight, V{} + s.constant,
+            V{} + s.constant_at_index, V{} + s.x,   V{} + s.y,      V{} + s.t};
   }
 
   // The gradient of rows [r, r + n) of group g.

@@ -32,7 +32,8 @@ using Vec __attribute__((vector_size(kCount * sizeof(T)))) = T;
 using FloatVec = Vec<float, kFloats>;
 using DoubleVec = Vec<double, kDoubles>;
 
-// a > b ? a : b. On x86 one instruction, which compilers make of the vectors' ?: in some places only.
+// a > b ? a : b. On x86 one instruction, which compilers make of the vectors' ?: in some places only. (The unmasked
+// form of AVX-512 has an operand that GCC 12 warns is not initialised.)
 template <class V>
 SEMIMATCH_FN V larger_lanes(V a, V b) {
 #if defined(__AVX512F__)

@@ -1,7 +1,7 @@
 // Memory for intermediate results of the CPU ops, and the pieces in which work is shared among threads.
 //
 // Every task writes its own results, and sums are taken in an order that depends on shapes alone: results are the same,
-// bit for bit, for every number of threads.
+// bit for bit, for every number of threads. Only `correlation` leaves the order to PyTorch's matrix product (gemm.h).
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
