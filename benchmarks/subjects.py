@@ -16,7 +16,7 @@ import semimatch_kernels as smk
 from semimatch_kernels import library
 
 from . import elsewhere
-from .costs import Shape
+from .costs import KEPT, Shape
 from .elsewhere import TEMPERATURE, Peer, side
 
 
@@ -44,7 +44,7 @@ def _matrix(s: Shape, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
 
 def _labels(s: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
     shape = (s.batch, s.cells)
-    return torch.randint(0, s.cells, shape, device=device), torch.rand(shape, device=device) < 0.3
+    return torch.randint(0, s.cells, shape, device=device), torch.rand(shape, device=device) < KEPT
 
 
 def _labelled(s: Shape, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
