@@ -30,7 +30,10 @@ def describe(value: object) -> str:
         return f"{type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}, which is no torch.Tensor"
     if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
         return f"a {type(value).__name__} of {len(value)} tensors"
-    return f"{value!r} ({type(value).__name__})"
+    text = repr(value)
+    if isinstance(value, (list, tuple)) and len(text) > 200:  # features as nested lists are megabytes of digits
+        return f"a {type(value).__name__} of length {len(value)}"
+    return f"{text} ({type(value).__name__})"
 
 
 def check_corr(corr: object, name: str = "corr", leading: str = "B") -> Tensor:

@@ -47,7 +47,9 @@ def correlation(
         where that is wider; sums of squares in float32 or wider.
     Raises: TypeError / ValueError naming the argument; `BackendError` when the backend asked for cannot run.
     Cost: 2 B S T C flops a level forward, 4 B S T C backward (6 with relu or power, where the products are formed
-        again); forward reads B (S + T) C and writes B S T elements a level. mutual adds `mutual_filter`.
+        again); forward reads B (S + T) C and writes B S T elements a level. mutual adds `mutual_filter`. On the CPU
+        the products are PyTorch's own, of features normalised once: memory for those of one level, backward for a
+        gradient of their size and, where it is not float32 in rows or there is relu or power, for B S T float32.
     Called: `corr` of CATs (inside, 1e-6); FeatureCorrelation of NCNet; multilayer_correlation of CATs++ (added, 1e-5,
         relu); (relu cos)^2 of DHPF, ^3 of HPF; build_correlation6d of CHM; coarse matching of LoFTR (False,
         "channels"); cosine nearest neighbours of DIFT, DINOv2, GeoAware-SC (clamped, query rows).

@@ -52,6 +52,7 @@ BAD = [
     (lambda: smk.mutual_filter(torch.zeros(4)), ValueError, r"corr: expected shape \[...,S,T\]"),
     (lambda: smk.mutual_mask(CORR, float("nan")), ValueError, "threshold: expected a finite number"),
     (lambda: smk.mutual_mask(torch.zeros(2, 0, 3)), ValueError, "corr: expected at least one source"),
+    (lambda: smk.match(torch.zeros(2, 60, 60).tolist(), GRID), TypeError, "got a list of length 2$"),
     # masks
     (lambda: smk.match(CORR, GRID, source_mask=_mask(2, 4)), ValueError, r"source_mask: expected shape \(2, 6\)"),
     (lambda: smk.match(CORR, GRID, target_mask=_mask(4)), ValueError, r"target_mask: expected shape \(2, 4\)"),

@@ -2,8 +2,8 @@
 // packed: operands are small enough for the caches, or are streamed once.
 //
 // An entry is a sum in the order of k, by parts of kPart terms, each taken by itself: it does not depend on what else
-// is computed, nor by how many threads. That of gemm.h promises no such thing, and will not do where scores are formed a
-// second time for their gradient: exp(score - logsumexp) feels the last bit of a large score.
+// is computed, nor by how many threads. That of gemm.h promises no such thing, and will not do where scores are formed
+// a second time for their gradient: exp(score - logsumexp) feels the last bit of a large score.
 #pragma once
 
 #include "../matrices.h"

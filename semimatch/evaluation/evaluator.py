@@ -53,7 +53,8 @@ def evaluate(
         progress: show a bar, where stderr is a terminal.
 
     Raises:
-        ValueError: what ``predict`` returned has no such shape, or a rule or rounding does not exist.
+        TypeError, ValueError: what ``predict`` returned is no tensor or has no such shape, or a rule or rounding does
+            not exist.
     """
     pairs = data.pairs
     if rules is None:
@@ -103,6 +104,8 @@ def evaluate(
 def _points(out: Tensor, batch: Batch, size: int, rounding: str) -> Tensor:
     """Predicted source points [B,P,2] from what a predictor returned."""
     count, width = batch.target_points.shape[:2]
+    if not isinstance(out, Tensor):
+        raise TypeError(f"predict: returned {type(out).__name__}; expected a torch.Tensor, a flow or points")
     if out.dim() == 4 and out.shape[:2] == (count, 2) and size % out.shape[3] == 0 and out.shape[2] == out.shape[3]:
         return predict_points(out.float(), batch.target_points, size // out.shape[3], rounding)
     if out.shape == (count, width, 2):
