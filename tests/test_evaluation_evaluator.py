@@ -171,7 +171,7 @@ def test_wrong_output_is_named(data):
         ValueError, match=r"predict: returned \[9, 7, 2\]; expected a flow \[9,2,n,n\].*points \[9,4,2\]"
     ):
         run(lambda s, t, p: torch.zeros(9, 7, 2), data)
-    with pytest.raises(TypeError, match="predict: returned ndarray; expected a torch.Tensor"):
+    with pytest.raises(TypeError, match=r"predict: returned ndarray; expected a torch\.Tensor"):
         run(lambda s, t, p: p.numpy(), data)
 
 

@@ -199,8 +199,8 @@ def test_bit_equal_for_any_number_of_threads(variant):
 
 @pytest.mark.parametrize("channels", [257, 1280])
 def test_gradient_forms_the_scores_of_forward_to_the_bit(channels):
-    """exp(score - logsumexp) feels the last bit of large scores: tiles of the gradient must not be formed otherwise, nor
-    the last one alone, which no other thread shares a round with."""
+    """exp(score - logsumexp) feels the last bit of large scores: the gradient must not form a tile otherwise, nor the
+    last one, which is alone in its round."""
     torch.manual_seed(0)
     src = 2 * torch.randn(1, channels, 4096)
     trg = src[:, :, :192] + 0.2 * torch.randn(1, channels, 192)
