@@ -160,9 +160,13 @@ def _compare(variant: str, given: tuple, values: tuple, rest: tuple, upstream: l
             assert_as_good_as(f"{name} result {i}", a, p, t)
         elif not broken:  # an index beside a NaN is not defined
             assert torch.equal(a, p), f"{name} result {i}"
-    for side, a, p, t, v in zip(("source", "target"), actual[1], peer[1], truth[1], values, strict=True):
+    for side, a, p, t, v, other in zip(
+        ("source", "target"), actual[1], peer[1], truth[1], values, values[::-1], strict=True
+    ):
         assert a.dtype == v.dtype and a.is_contiguous()
-        assert_as_good_as(f"{name} gradient by the {side}", a, p, t)
+        # A sum of n terms of either sign, one after the other, is off by about sqrt(n) units; 4 are allowed anyway.
+        condition = max(1, other.shape[2] ** 0.5 / 4)
+        assert_as_good_as(f"{name} gradient by the {side}", a, p, t, condition)
     return actual
 
 

@@ -167,7 +167,12 @@ def test_bit_equal_over_runs(case, qualified, sizes):
         _assert_bits(_all(case, qualified, seed=seed), first)
 
 
-NATIVE = [p for p in available(True, gpu=False) if not p.values[1].endswith(("_reference", "_triton"))]
+# `correlation` leaves the order of its sums to PyTorch's matrix product, which may take another for other threads.
+NATIVE = [
+    p
+    for p in available(True, gpu=False)
+    if not p.values[1].endswith(("_reference", "_triton")) and not p.values[0].startswith("correlation")
+]
 
 
 @pytest.mark.parametrize("size", [MID, SHARED_OUT], ids=["mid", "shared out"])
