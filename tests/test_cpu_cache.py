@@ -1,7 +1,7 @@
 """Memory of freed results of the C++ kernels: reused, limited, given back; whatever threads, forks and exits do."""
 
-import multiprocessing
 import gc
+import multiprocessing
 import os
 import subprocess
 import sys
