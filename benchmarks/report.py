@@ -19,7 +19,9 @@ replay after a write through the L2, *wall* calls from Python back to back; on t
 GFLOP/s count what the op cannot do without (`benchmarks/costs.py`), not what an implementation moves. *Roofline* is the
 share of the limit: those bytes at the rate of a copy that moves as many, given beside it (small ones fit the caches, so
 do their copies), those flops at the rate of a matrix product in the dtype. Memory is the peak of a call beyond its
-inputs, of a backward beyond what its forward kept. (part): computes less than the op, a bound and no rival."""
+inputs, of a backward beyond what its forward kept. (part): computes less than the op, a bound and no rival.
+*compile* is torch.compile of the eager definition; on the CPU, where a compilation takes ten seconds or more, only in
+fp32 and only of forward and backward together (of the forward pass of an op without gradient)."""
 
 
 def _ms(seconds: float) -> str:

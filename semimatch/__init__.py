@@ -2,5 +2,18 @@
 
 `data` benchmarks and images, `models` backbones and heads, `training` augmentation, step and loop, `evaluation` PCK,
 `visualize` pictures, `configs` shipped settings; `config.py` every setting, `fit.py` and `tasks.py` what the commands
-of `cli.py` do, `report.py` and `runfolder.py` what they leave on disk, `errors.py` the errors that a user can mend.
+of `cli.py` do, `parser.py` its help and errors, `report.py` and `runfolder.py` what they leave on disk, `errors.py` the
+errors that a user can mend.
 """
+
+
+def __getattr__(name: str) -> str:
+    """``__version__``, read from the installed distribution when it is asked for: that takes tens of milliseconds."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import metadata
+
+    try:
+        return metadata.version("semimatch")
+    except metadata.PackageNotFoundError:
+        return "not installed"

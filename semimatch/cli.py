@@ -18,88 +18,112 @@ def _shipped() -> dict[str, Path]:
 
 
 def _parser():
-    from jsonargparse import ArgumentParser, set_parsing_settings
+    from jsonargparse import set_parsing_settings
 
     from .config import Config
     from .data import DATASETS
+    from .parser import Parser, add_command
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     names = ", ".join(_shipped())
-    parser = ArgumentParser(prog="semimatch", description="Train, evaluate and use semantic matchers.")
-    commands = parser.add_subcommands(title="commands", required=True)
+    parser = Parser(prog="semimatch", description="Train, evaluate and use semantic matchers.")
+    commands = parser.add_subcommands()
 
-    fit = ArgumentParser(
+    fit = Parser(
         description="Train and evaluate.",
         usage="semimatch fit --config NAME|FILE [--resume] [--section.setting VALUE ...]",
     )
-    fit.add_argument("--config", action="config", help=f"a YAML file, or a shipped configuration: {names}")
+    fit.add_argument(
+        "--config", action="config", metavar="NAME|FILE", help=f"a YAML file, or a shipped configuration: {names}"
+    )
     fit.add_class_arguments(Config, None)
     fit.add_argument(
         "--resume", action="store_true", help="go on with the run in run.out, or start it if there is none"
     )
-    commands.add_subcommand("fit", fit)
+    add_command(commands, "fit", fit)
 
-    evaluate = ArgumentParser(description="PCK of a matcher on a benchmark; without --weights training-free.")
+    evaluate = Parser(description="PCK of a matcher on a benchmark; without --weights training-free.")
     evaluate.add_argument("--data", choices=tuple(DATASETS), required=True, help="benchmark")
     evaluate.add_argument(
-        "--data-root", type=Path, default=Path("data"), help="folder that holds the benchmark's folder"
+        "--data-root",
+        type=Path,
+        default=Path("data"),
+        metavar="FOLDER",
+        help="folder that holds the benchmark's folder",
     )
-    evaluate.add_argument("--split", default="test", help="trn, val or test")
-    evaluate.add_argument("--willow-split", type=int, help="only the test part of this leak-free split of PF-WILLOW")
-    evaluate.add_argument("--weights", type=Path, help="weights.safetensors of a run")
+    evaluate.add_argument("--split", default="test", metavar="NAME", help="trn, val or test")
+    evaluate.add_argument(
+        "--willow-split", type=int, metavar="N", help="only the test part of this leak-free split of PF-WILLOW"
+    )
+    evaluate.add_argument("--weights", type=Path, metavar="FILE", help="weights.safetensors of a run")
     evaluate.add_argument(
         "--backbone",
         choices=("efficientnet-lite0", "resnet101"),
         help="without --weights; default efficientnet-lite0",
     )
-    evaluate.add_argument("--out", type=Path, help="result folder; default runs/eval-<data>")
-    evaluate.add_argument("--pictures", type=int, default=8, help="pairs to draw")
-    evaluate.add_argument("--device", default="auto", help="cpu, cuda, or auto")
-    commands.add_subcommand("eval", evaluate)
+    evaluate.add_argument(
+        "-o", "--out", type=Path, metavar="FOLDER", help="folder for the result; default runs/eval-<data>"
+    )
+    evaluate.add_argument("--overwrite", action="store_true", help="replace the result that the folder holds")
+    evaluate.add_argument("--pictures", type=int, default=8, metavar="N", help="pairs to draw")
+    evaluate.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, or auto")
+    add_command(commands, "eval", evaluate)
 
-    match = ArgumentParser(description="Draw the matches of two images.")
-    match.add_argument("images", nargs=2, type=Path, metavar="IMAGE", help="source image and target image")
-    match.add_argument("-o", "--output", type=Path, required=True, help="picture to write")
-    match.add_argument("--weights", type=Path, help="weights.safetensors of a run; default training-free")
-    match.add_argument("--points", type=int, default=40, help="matches to draw, the most certain ones")
-    match.add_argument("--device", default="auto", help="cpu, cuda, or auto")
-    commands.add_subcommand("match", match)
+    match = Parser(description="Draw the matches of two images.")
+    match.add_argument("source", type=Path, metavar="SOURCE", help="source image")
+    match.add_argument("target", type=Path, metavar="TARGET", help="target image")
+    match.add_argument("-o", "--output", type=Path, required=True, metavar="PICTURE", help="picture to write")
+    match.add_argument(
+        "--weights", type=Path, metavar="FILE", help="weights.safetensors of a run; default training-free"
+    )
+    match.add_argument("--points", type=int, default=40, metavar="N", help="matches to draw, the most certain ones")
+    match.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, or auto")
+    add_command(commands, "match", match)
 
-    data = ArgumentParser(description="Make and check data sets.")
-    commands.add_subcommand("data", data)
-    kinds = data.add_subcommands(title="commands", required=True)
-    demo = ArgumentParser(description="Write the embedded data set in the layouts of the three benchmarks.")
-    demo.add_argument("out", type=Path, help="folder to write")
-    demo.add_argument("--seed", type=int, default=0)
-    kinds.add_subcommand("make-demo", demo)
-    check = ArgumentParser(description="Check every list, image and annotation of a data set.")
-    check.add_argument("root", type=Path, help="folder that holds the benchmarks' folders, or one of them")
+    data = add_command(commands, "data", Parser(description="Make and check data sets."))
+    kinds = data.add_subcommands()
+    demo = Parser(description="Write the embedded data set in the layouts of the three benchmarks.")
+    demo.add_argument("out", type=Path, metavar="FOLDER", help="folder to write")
+    demo.add_argument("--seed", type=int, default=0, metavar="N", help="decides everything that is random")
+    add_command(kinds, "make-demo", demo)
+    check = Parser(description="Check every list, image and annotation of a data set.")
+    check.add_argument(
+        "root", type=Path, metavar="FOLDER", help="folder that holds the benchmarks' folders, or one of them"
+    )
     check.add_argument("--name", choices=tuple(DATASETS), help="only this benchmark; default every one found")
-    kinds.add_subcommand("check", check)
+    add_command(kinds, "check", check)
     return parser, fit
 
 
-def _resolve_config(argv: list[str]) -> list[str]:
-    """``--config NAME`` of a shipped configuration becomes its path, unless a file of that name exists."""
-    shipped = _shipped()
+def _prepared(argv: list[str]) -> list[str]:
+    """``--config NAME`` of a shipped configuration becomes its path, and ``--methods NAME`` a list of one."""
     out = list(argv)
-    for i, word in enumerate(out):
-        if word == "--config" and i + 1 < len(out):
-            value, put = out[i + 1], lambda path, i=i: out.__setitem__(i + 1, path)
-        elif word.startswith("--config="):
-            value, put = word.split("=", 1)[1], lambda path, i=i: out.__setitem__(i, f"--config={path}")
-        else:
+    for i, word in enumerate(argv):
+        flag, joined, value = word.partition("=")
+        if flag not in ("--config", "--methods") or (not joined and i + 1 == len(out)):
             continue
-        if value in shipped and not Path(value).is_file():
-            put(str(shipped[value]))
-        elif not Path(value).is_file():
-            raise UserError(f"--config {value}: no such file, nor a shipped configuration ({', '.join(shipped)})")
+        value = value if joined else out[i + 1]
+        if flag == "--config":
+            value = _config_file(value)
+        elif not value.startswith("["):
+            value = f"[{value}]"
+        out[i if joined else i + 1] = f"{flag}={value}" if joined else value
     return out
+
+
+def _config_file(value: str) -> str:
+    """The path of a shipped configuration, unless a file of that name exists."""
+    shipped = _shipped()
+    if Path(value).is_file():
+        return value
+    if value not in shipped:
+        raise UserError(f"--config {value}: no such file, nor a shipped configuration ({', '.join(shipped)})")
+    return str(shipped[value])
 
 
 def _run(argv: list[str]) -> None:
     parser, fit = _parser()
-    arguments = parser.parse_args(_resolve_config(argv))
+    arguments = parser.parse_args(_prepared(argv))
     if arguments.subcommand == "fit":
         from .config import Config
         from .fit import fit as run
@@ -115,11 +139,14 @@ def _run(argv: list[str]) -> None:
     elif arguments.subcommand == "match":
         from .tasks import match_command as run
 
-        run(**_plain(arguments.match))
+        options = _plain(arguments.match)
+        run(images=[options.pop("source"), options.pop("target")], **options)
     elif arguments.data.subcommand == "make-demo":
         from .data.demo import write_demo
 
         options = arguments.data["make-demo"]
+        if options.seed < 0:
+            raise UserError(f"--seed {options.seed}: expected at least 0")
         write_demo(options.out, seed=options.seed)
         print(f"data set in {options.out}")
     else:

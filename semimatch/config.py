@@ -5,6 +5,7 @@ Defaults are SemiMatch's (supplement, Tab. 1); the shipped configurations change
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -88,7 +89,7 @@ class SemiConfig:
     temperature: float = 0.1
     """Of the softmax behind labels and contrastive loss."""
     threshold: float = 0.5
-    """Least probability of a pseudo label."""
+    """Least probability of a pseudo label, 0 to 1; 0 = every label."""
     uncertainty: float = 1.5
     """A label of entropy H counts exp(-uncertainty * H); 0 = all the same."""
     forward_backward: bool = True
@@ -184,15 +185,23 @@ def check(config: Config) -> None:
     if not 0 <= run.seed < 2**31:
         raise UserError(f"run.seed is {run.seed}; expected a whole number from 0 to 2147483647")
     for name, value in positive.items():
-        if not value > 0:
-            raise UserError(f"{name} is {value}; expected a number above 0")
-    for name, value in (
-        ("crop", config.augment.crop),
-        ("photometric", config.augment.photometric),
-        ("keyout", config.augment.keyout),
-    ):
+        if not 0 < value < math.inf:
+            raise UserError(f"{name} is {value}; expected a finite number above 0")
+    at_least_0 = {
+        "semi.uncertainty": config.semi.uncertainty, "semi.weight": config.semi.weight,
+        "optim.lr_backbone": optim.lr_backbone, "optim.weight_decay": optim.weight_decay,
+        "run.eval_every": run.eval_every, "run.pictures": run.pictures, "data.willow_split": config.data.willow_split,
+    }  # fmt: skip
+    for name, value in at_least_0.items():
+        if value is not None and not 0 <= value < math.inf:
+            raise UserError(f"{name} is {value}; expected a finite number of at least 0")
+    probabilities = {
+        "augment.crop": config.augment.crop, "augment.photometric": config.augment.photometric,
+        "augment.keyout": config.augment.keyout, "semi.threshold": config.semi.threshold,
+    }  # fmt: skip
+    for name, value in probabilities.items():
         if not 0 <= value <= 1:
-            raise UserError(f"augment.{name} is {value}; expected a probability, 0 to 1")
+            raise UserError(f"{name} is {value}; expected a probability, 0 to 1")
     if not config.methods:
         raise UserError("methods is empty; expected supervised, semimatch or both")
     if config.model.head == "mean":

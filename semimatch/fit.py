@@ -89,7 +89,7 @@ def fit(config: Config, resume: bool = False) -> dict[str, Result]:
     check(config)
     out = config.run.out
     started = [method for method in config.methods if (out / method / "checkpoint.pt").exists()]
-    if started and not resume:
+    if not resume and (started or (out / "result.json").exists()):  # the result of other methods, too
         raise UserError(f"{out}: holds a run already; expected --resume to go on with it, or another run.out")
     for method in started:
         check_resumable(out / method, config, method)

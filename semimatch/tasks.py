@@ -23,6 +23,9 @@ from .runfolder import prepare
 from .training.checkpoint import load_weights, read_header
 from .visualize import draw_matches
 
+#: What `semimatch eval` leaves in its folder.
+WRITTEN = ("result.json", "pairs.json", "report.txt", "curve.png", "matches")
+
 
 def load_matcher(weights: Path | None, backbone: str | None, device: str) -> tuple[Matcher, ModelConfig, dict]:
     """A matcher ready to use, its settings, and what its file says of itself; without ``weights`` the training-free
@@ -48,11 +51,16 @@ def load_matcher(weights: Path | None, backbone: str | None, device: str) -> tup
 
 def evaluate_command(
     data: str, data_root: Path, split: str, willow_split: int | None, weights: Path | None, backbone: str | None,
-    out: Path | None, pictures: int, device: str,
+    out: Path | None, pictures: int, device: str, overwrite: bool = False,
 ) -> None:  # fmt: skip
-    """Evaluate on one benchmark, print the tables, and leave result.json, report.txt, curve.png and matches/ in
-    ``out``."""
+    """Evaluate on one benchmark, print the tables, and leave result.json, pairs.json, report.txt, curve.png and
+    matches/ in ``out``. A folder that holds any of them, or a run, is refused unless ``overwrite``."""
     out = out or Path("runs") / f"eval-{data}"
+    held = next((name for name in (*WRITTEN, "config.yaml") if (out / name).exists()), None)
+    if held is not None and not overwrite:
+        raise UserError(f"{out}: holds {held} already; expected another --out, or --overwrite to replace the result")
+    if pictures < 0:
+        raise UserError(f"--pictures {pictures}: expected at least 0")
     if split not in DATASETS[data].splits:
         raise UserError(
             f"--split {split}: {data} has no such split; expected one of {', '.join(DATASETS[data].splits)}"
@@ -61,6 +69,8 @@ def evaluate_command(
     if willow_split is not None:
         if data != "pf-willow":
             raise UserError(f"--willow-split: is for pf-willow, not {data}; expected no such flag")
+        if willow_split < 0:
+            raise UserError(f"--willow-split {willow_split}: expected at least 0")
         _, pairs = split_pairs(pairs, willow_split)
     matcher, model, about = load_matcher(weights, backbone, device)
     loaded = LoadedPairs(pairs, ImageStore(pairs.images))
@@ -75,6 +85,8 @@ def evaluate_command(
     name = about.get("method", "training-free")
     text = write_report(out, {name: result}, {name: card})
     write_results(out / "pairs.json", result, card)
+    for old in (out / "matches").glob("[0-9]*_*.png"):  # of the result that is replaced
+        old.unlink()
     write_pictures(out / "matches", matcher, loaded, pictures)
     print(text)
     print(f"\nresult.json (protocol and means), pairs.json (every pair), report.txt, curve.png and matches/ in {out}/")
@@ -117,7 +129,7 @@ def match_command(images: list[Path], output: Path, weights: Path | None, points
         raise UserError(
             f"--output {output}: cannot be written ({error.strerror}); expected the name of a picture"
         ) from error
-    print(f"{len(chosen)} matches in {output}")
+    print(f"{len(chosen)} {'match' if len(chosen) == 1 else 'matches'} in {output}")
 
 
 def _tensor(picture: Image.Image) -> torch.Tensor:

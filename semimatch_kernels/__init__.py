@@ -51,3 +51,15 @@ __all__ = [
     "warp",
     "warp_lookup",
 ]
+
+
+def __getattr__(name: str) -> str:
+    """``__version__``, read from the installed distribution when it is asked for: that takes tens of milliseconds."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import metadata
+
+    try:
+        return metadata.version("semimatch")
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -81,7 +81,8 @@ def pseudo_labels(
 
     Args:
         corr, temperature: as in `match`. grid: (H, W) of both sides, or (source grid, target grid).
-        threshold: least probability. uncertainty: the factor of the entropy in the weight; 0 = every weight 1.
+        threshold: least probability, 0 to 1; 0 = every label. uncertainty: the factor of the entropy in the weight;
+            0 = every weight 1.
         src_box, trg_box: [B,4] (x1, y1, x2, y2) in cells (pixels / stride), rounded half to even, both ends inside.
         forward_backward: whether a cell has to be forward-backward consistent to teach.
         alpha1, alpha2, sampling: as in `forward_backward_mask`.
@@ -110,6 +111,8 @@ def pseudo_labels(
     numbers = {"threshold": threshold, "uncertainty": uncertainty, "alpha1": alpha1, "alpha2": alpha2}
     for name, value in numbers.items():
         _checks.check_number(value, name)
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold: expected a probability, 0 to 1, got {threshold!r}")
     _checks.check_number(entropy_eps, "entropy_eps", 0)
     _checks.check_choice(sampling, "sampling", ("gather", "bilinear"))
     batch, sources, targets = corr.shape

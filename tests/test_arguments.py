@@ -27,6 +27,13 @@ BAD = [
     (lambda: smk.correlation(CORR, CORR.mT), ValueError, r"tokens \[B,N,C\] need .mT"),
     (lambda: smk.dual_softmax(CORR, log=1), TypeError, "log: expected True or False"),
     (lambda: smk.pseudo_labels(CORR, GRIDS, forward_backward=0), TypeError, "forward_backward: expected True or"),
+    (
+        lambda: smk.pseudo_labels(CORR, GRIDS, threshold=5),
+        ValueError,
+        "threshold: expected a probability, 0 to 1, got 5",
+    ),
+    (lambda: smk.pseudo_labels(CORR, GRIDS, threshold=-0.1), ValueError, "threshold: expected a probability, 0 to 1"),
+    (lambda: smk.pseudo_labels(CORR, GRIDS, threshold=float("nan")), ValueError, "threshold: expected a finite"),
     (lambda: smk.pseudo_labels(CORR, GRIDS, entropy_eps=-1e-6), ValueError, "entropy_eps: expected a finite number of"),
     (
         lambda: smk.pseudo_labels(CORR, GRIDS, src_box=torch.zeros(2, 4, dtype=torch.bool)),

@@ -242,6 +242,7 @@ def test_the_page(tmp_path):
     assert "| match, n256 (B=2, N=256), fp32, forward+backward | theirs | 1 | ours: cpu | 2 | 2.00 |" in losing
     assert "correlation" not in losing and "bmm" not in losing
     assert "match, n1, fp32: theirs: out of memory" in text
+    assert "*compile* is torch.compile of the eager definition; on the CPU" in text  # why most groups have no such row
     assert "### correlation, n256 (B=2, N=256, C=256+2x1024), fp32, forward+backward" in text
     # 1e6 bytes at 2e10 a second are 50 us, of 2 ms 2.5 %; the flops are cheaper
     assert "| ours: cpu | 2 | 1.9-2.1 |  |  | 2.00 | 0.5 | 0.5 | 2% | 20 | 1 MiB |" in text

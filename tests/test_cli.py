@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from semimatch.cli import main
+from semimatch.cli import _parser, main
 from semimatch.config import ModelConfig
 from semimatch.data.store import decode
 from semimatch.models import build_matcher
@@ -25,6 +25,11 @@ def _fails(capsys, *arguments, code=1) -> str:
         main([str(a) for a in arguments])
     assert exit_.value.code == code
     return capsys.readouterr().err
+
+
+def _command(parser, name: str):
+    """The parser of a command."""
+    return next(action.choices[name] for action in parser._actions if name in (action.choices or ()))
 
 
 def _width(path: Path) -> int:
@@ -70,9 +75,12 @@ def test_a_refused_run_leaves_no_folder_and_looks_for_the_data_before_the_weight
     assert not any(tmp_path.iterdir())
 
 
-def test_a_second_fit_needs_to_be_told(run, capsys, demo_root):
-    base = ["fit", "--data.name", "pf-pascal", "--data.root", demo_root, *SMALL, "--run.out", run]
-    assert "holds a run already; expected --resume" in _fails(capsys, *base)
+def test_a_second_fit_needs_to_be_told(run, capsys, demo_root, tmp_path):
+    base = ["fit", "--data.name", "pf-pascal", "--data.root", demo_root, *SMALL, "--run.out"]
+    assert "holds a run already; expected --resume" in _fails(capsys, *base, run)
+    (tmp_path / "result.json").write_text("{}")  # of a run of other methods
+    assert "holds a run already; expected --resume" in _fails(capsys, *base, tmp_path)
+    assert (tmp_path / "result.json").read_text() == "{}"
 
 
 def test_eval_of_trained_weights_gives_the_numbers_of_fit(run, demo_root, tmp_path):
@@ -87,6 +95,30 @@ def test_eval_of_trained_weights_gives_the_numbers_of_fit(run, demo_root, tmp_pa
     assert not (out / "matches").exists()
 
 
+def test_eval_replaces_no_result_unless_told(demo_root, tmp_path, capsys, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    command = ["eval", "--data", "pf-pascal", "--data-root", str(demo_root), "--device", "cpu", "--pictures"]
+    main([*command, "1"])
+    out = Path("runs") / "eval-pf-pascal"
+    assert len(list((out / "matches").iterdir())) == 2
+    (out / "matches" / "mine.png").write_bytes(b"")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr("semimatch.tasks.load_pairs", None)
+        message = "runs/eval-pf-pascal: holds result.json already; expected another --out, or --overwrite to replace"
+        assert message in _fails(capsys, *command, "1")
+        (tmp_path / "some").mkdir()
+        for name in ("report.txt", "curve.png", "pairs.json", "matches", "config.yaml"):
+            (tmp_path / "some" / name).write_text("")
+            assert f"some: holds {name} already" in _fails(capsys, *command, "1", "-o", "some")
+            (tmp_path / "some" / name).unlink()
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    main([*command, "0", "--overwrite"])
+    assert [path.name for path in (out / "matches").iterdir()] == ["mine.png"]  # not the pictures of the former one
+    main([*command, "0", "-o", "some"])
+    assert (tmp_path / "some" / "result.json").read_bytes() == (out / "result.json").read_bytes()
+
+
 def test_match_draws_two_pictures_of_any_size(run, demo_root, tmp_path, capsys):
     images = sorted((demo_root / "PF-PASCAL" / "JPEGImages").glob("*.jpg"))[:2]
     tall = tmp_path / "tall.png"
@@ -95,7 +127,9 @@ def test_match_draws_two_pictures_of_any_size(run, demo_root, tmp_path, capsys):
     out = tmp_path / "pictures" / "out.png"
     main(["match", str(images[0]), str(tall), "-o", str(out), "--points", "5", "--device", "cpu"])
     assert _width(out) > 100
-    assert "matches in" in capsys.readouterr().out
+    assert "5 matches in" in capsys.readouterr().out
+    main(["match", str(images[0]), str(tall), "-o", str(out), "--points", "1", "--device", "cpu"])
+    assert "1 match in" in capsys.readouterr().out
 
 
 def test_a_refused_resume_changes_nothing(run, demo_root, capsys):
@@ -129,8 +163,14 @@ def test_errors_come_before_any_work(tmp_path, capsys, demo_root, run):
     fit = ["fit", "--data.name", "pf-pascal", "--data.root", demo_root, *SMALL]
     out = tmp_path / "never"
     cases = [
-        ((*fit, "--run.out", out, "--optim.steps", "0"), "optim.steps is 0; expected a number above 0"),
+        ((*fit, "--run.out", out, "--optim.steps", "0"), "optim.steps is 0; expected a finite number above 0"),
         ((*fit, "--run.out", out, "--augment.crop", "2"), "augment.crop is 2.0; expected a probability"),
+        ((*fit, "--run.out", out, "--semi.threshold", "2"), "semi.threshold is 2.0; expected a probability, 0 to 1"),
+        ((*fit, "--run.out", out, "--semi.threshold", ".nan"), "semi.threshold is nan; expected a probability"),
+        ((*fit, "--run.out", out, "--semi.temperature", ".inf"), "semi.temperature is inf; expected a finite number"),
+        ((*fit, "--run.out", out, "--semi.uncertainty", "-1"), "semi.uncertainty is -1.0; expected a finite number of"),
+        ((*fit, "--run.out", out, "--semi.weight", "-1"), "semi.weight is -1.0; expected a finite number of at least"),
+        ((*fit, "--run.out", out, "--run.pictures", "-1"), "run.pictures is -1; expected a finite number of at least"),
         ((*fit, "--run.out", out, "--data.train", "train"), "data.train is 'train'; expected one of trn, val, test"),
         ((*fit, "--run.out", out, "--model.head", "mean"), "has nothing to train"),
         ((*fit, "--run.out", out, "--model.projection", "33"), "model: projection is 33"),
@@ -141,6 +181,12 @@ def test_errors_come_before_any_work(tmp_path, capsys, demo_root, run):
         (("fit", "--config", "nothing"), "--config nothing: no such file, nor a shipped configuration (demo,"),
         (("fit", "--config", "willow", "--data.root", tmp_path, "--run.out", out), "PF-WILLOW"),
         (("eval", "--data", "spair-71k", "--data-root", tmp_path, "--out", out), "SPair-71k"),
+        (("eval", "--data", "pf-pascal", "--data-root", demo_root, "-o", out, "--pictures", "-1"), "--pictures -1: "),
+        (
+            ("eval", "--data", "pf-willow", "--data-root", demo_root, "-o", out, "--willow-split", "-1"),
+            "--willow-split -1: expected at least 0",
+        ),
+        (("data", "make-demo", out, "--seed", "-1"), "--seed -1: expected at least 0"),
         (("eval", "--data", "pf-pascal", "--data-root", demo_root, "--out", out, "--weights", "no.st"), "no such file"),
         (("match", demo_root / "none.jpg", demo_root / "none.jpg", "-o", tmp_path / "o.png"), "none.jpg: no such file"),
         (("match", demo_root / "none.jpg", demo_root / "none.jpg", "-o", tmp_path / "o.xyz"), "the name of a picture"),
@@ -151,6 +197,39 @@ def test_errors_come_before_any_work(tmp_path, capsys, demo_root, run):
         assert message in error and error.startswith("semimatch: ") and error.count("\n") == 1, error
     for arguments in ((*fit, "--optim.lr", "fast"), (*fit, "--optim.rate", "1"), ("eval", "--data", "kitti")):
         assert "error" in _fails(capsys, *arguments, code=2)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("fit --methods foo", "error: methods: expected one of 'supervised', 'semimatch', got foo"),
+        ("fit --methods=supervised,foo", "error: methods: expected one of 'supervised', 'semimatch', got foo"),
+        ("fit --optim.lr fast", "error: optim.lr: expected a number, got fast"),
+        ("fit --model.levels all", "error: model.levels: expected a list as [a, b] or null, got all"),
+        ("match a.jpg b.jpg", "error: the following arguments are required: -o/--output"),
+        ("match a.jpg", "error: the following arguments are required: TARGET, -o/--output"),
+        ("data check", "error: the following arguments are required: FOLDER"),
+        ("data", "error: no command; expected one of make-demo, check"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_answered_in_words(command, message, capsys):
+    assert _fails(capsys, *command.split(), code=2).splitlines()[-1] == message
+
+
+def test_help_is_in_words(capsys):
+    parser, _ = _parser()
+    commands = {"": parser} | {name: _command(parser, name) for name in ("fit", "eval", "match", "data")}
+    commands |= {f"data {name}": _command(commands["data"], name) for name in ("make-demo", "check")}
+    for name, command in commands.items():
+        text = command.format_help()
+        assert text.startswith(f"usage: semimatch {name}".rstrip()) and "<class" not in text
+        assert "[options]" not in text and " (required)\n" not in text.replace("benchmark (required)", "")
+    listed = " ".join(parser.format_help().split())
+    for name in ("fit", "eval", "match", "data"):
+        assert f"{name} {commands[name].description}" in listed
+    assert "-o FOLDER, --out FOLDER" in commands["eval"].format_help() and "null" not in commands["eval"].format_help()
+    assert "default: null" in commands["fit"].format_help()  # a value to give
 
 
 def test_weights_of_another_network_are_refused_before_training(tmp_path, capsys, demo_root):

@@ -215,6 +215,7 @@ def test_check_gathers_everything_and_caps_what_it_prints(willow):
     assert "... and 3 more" in text and "5 problems" in text
     only = check(willow, "pf-pascal", progress=False)
     assert [problem.file.rpartition("/")[2] for problem in only.problems] == ["one.jpg"]
+    assert only.text().endswith("\n1 problem") and "test_pairs.csv: 1 good row\n" in text
 
 
 def test_check_of_the_wrong_place(tmp_path):

@@ -175,6 +175,23 @@ def test_wrong_output_is_named(data):
         run(lambda s, t, p: p.numpy(), data)
 
 
+def test_predictions_that_are_no_numbers_are_counted_and_warned_of_once(data):
+    def broken(source, target, points):
+        points = points.clone()
+        points[0] = torch.nan  # the padding too, which does not count
+        points[-1, 0, 1] = torch.inf
+        return points
+
+    with pytest.warns(RuntimeWarning) as warned:
+        result = run(broken, data, batch_size=3)
+    # The batches are rows 0 2 4, 6 8 1 and 3 5 7: by category and source. Row 4 has no keypoint.
+    assert result.points.tolist() == [3, 1, 4, 2, 0, 3, 4, 1, 2]
+    assert result.missing.tolist() == [3, 1, 0, 2, 0, 0, 4, 1, 0]
+    message = "predict: returned NaN or infinity for 11 of 20 keypoints, in 5 of 9 pairs; they count as wrong"
+    assert [str(w.message) for w in warned] == [message] and warned[0].filename == __file__
+    assert not run(nowhere, data).missing.any()
+
+
 def test_center_removes_what_all_cells_share():
     images = torch.rand(2, 3, SIZE, SIZE)
     plain, centred = tiny_matcher(center=False).eval(), tiny_matcher().eval()

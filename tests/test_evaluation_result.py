@@ -27,6 +27,7 @@ def result() -> Result:
     return Result(
         name="spair-71k", split="test", alphas=(0.05, 0.1), rules=("bbox", "bbox-kp"), hits=hits,
         lengths=np.full((2, 4), 100.5, np.float32), points=np.array([2, 4, 0, 3]),
+        missing=np.array([0, 3, 0, 0]),
         rows=[f"row {i}" for i in range(4)], images=[(f"{i}.jpg", "t.jpg") for i in range(4)],
         categories=["cat", "dog", "dog", "cat"], flags=[{"occlusion": o} for o in (0, 3, 0, 0)],
     )  # fmt: skip
@@ -75,12 +76,13 @@ def test_result_json_holds_everything_and_reads_back(result, card, tmp_path):
     assert content["means"]["categories"]["cat"]["pck"]["bbox"]["per_image"]["0.05"] == 75
     assert content["means"]["flags"]["occlusion"]["3"]["pairs"] == 1
     assert content["subsets"]["clean"]["pairs"] == 2
+    assert (content["means"]["missing"], content["subsets"]["clean"]["missing"]) == (3, 0)
     assert content["protocol"]["temperature"] == 0.02 and content["protocol"]["packages"]["torch"]
     again, card_again = read_results(path)
     assert card_again == card
     for field in ("name", "split", "alphas", "rules", "rows", "images", "categories", "flags"):
         assert getattr(again, field) == getattr(result, field), field
-    for field in ("hits", "lengths", "points"):
+    for field in ("hits", "lengths", "points", "missing"):
         assert np.array_equal(getattr(again, field), getattr(result, field)), field
     assert sorted(p.name for p in tmp_path.iterdir()) == ["result.json"]
 
@@ -113,10 +115,11 @@ def test_damaged_and_foreign_files_are_named(tmp_path, result, card):
 
 
 def test_tables_show_every_number_once(result):
-    other = replace(result, hits=result.hits * 0)
+    other = replace(result, hits=result.hits * 0, missing=result.missing * 0)
     text = format_tables({"ours": result, "theirs": other})
     lines = text.splitlines()
     assert lines[0] == "spair-71k test: 4 pairs, 9 keypoints. PCK in percent."
+    assert lines[1:3] == ["ours: 3 predictions, in 1 of 4 pairs, are NaN or infinite; they count as wrong.", ""]
     assert any(line.split() == ["ours", "pairs", "50.0", "100.0"] for line in lines)
     assert any(line.split() == ["theirs", "points", "0.0", "0.0"] for line in lines)
     assert any(line.split() == ["cat", "2", "75.0", "100.0", "0.0", "0.0"] for line in lines)

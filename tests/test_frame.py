@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -117,6 +118,20 @@ def test_wheel_carries_every_data_file_of_the_packages(tmp_path):
     assert any(name.startswith("semimatch/configs/") for name in expected)
     built = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert expected - built == set(), "add these to [tool.setuptools.package-data] in pyproject.toml"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_version_is_that_of_the_distribution(package, monkeypatch):
+    module = importlib.import_module(package)
+    assert module.__version__ == importlib.metadata.version("semimatch") == project()["project"]["version"]
+
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
+    assert module.__version__ == "not installed"  # a clone that is only on the path
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'versions'"):
+        _ = module.versions
 
 
 # --- files ---

@@ -108,7 +108,7 @@ def make_result(share: int) -> Result:
     return Result(
         name="pf-willow", split="test", alphas=(0.05, 0.1), rules=("bbox-kp", "bbox-kp-padded"),
         hits=np.full((2, 3, 2), share), lengths=np.ones((2, 3), np.float32), points=np.full(3, 10),
-        rows=["r"] * 3,
+        missing=np.zeros(3, int), rows=["r"] * 3,
         images=[("a", "b")] * 3, categories=["c"] * 3, flags=[{}] * 3,
     )  # fmt: skip
 

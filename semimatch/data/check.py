@@ -39,15 +39,19 @@ class Report:
 
     def text(self, limit: int = 50) -> str:
         """The report for a person, with at most `limit` problems written out."""
-        lines = [f"{path}: {count} good rows" for path, count in self.lists.items()]
-        lines.append(f"{self.images} images decoded")
+        lines = [f"{path}: {_number(count, 'good row')}" for path, count in self.lists.items()]
+        lines.append(f"{_number(self.images, 'image')} decoded")
         lines += [str(problem) for problem in self.problems[:limit]]
         hidden = Counter(problem.file for problem in self.problems[limit:])
         if hidden:
             files = ", ".join(f"{count} in {name}" for name, count in hidden.most_common(5))
             lines.append(f"... and {hidden.total()} more (most: {files})")
-        lines.append("nothing wrong" if self.ok else f"{len(self.problems)} problems")
+        lines.append("nothing wrong" if self.ok else _number(len(self.problems), "problem"))
         return "\n".join(lines)
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def check(root: Path | str, name: str | None = None, progress: bool = True) -> Report:

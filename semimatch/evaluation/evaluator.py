@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,9 @@ def evaluate(
         cache_bytes: memory for the features of images that occur in several pairs (a `Matcher` only).
         progress: show a bar, where stderr is a terminal.
 
+    Warns:
+        RuntimeWarning: predictions that are NaN or infinite. They count as wrong; `Result.missing` has their number.
+
     Raises:
         TypeError, ValueError: what ``predict`` returned is no tensor or has no such shape, or a rule or rounding does
             not exist.
@@ -64,7 +68,7 @@ def evaluate(
     order = sorted(range(len(data)), key=lambda i: (pairs.pairs[i].category, str(pairs.pairs[i].source), i))
     found = np.zeros((len(rules), len(data), len(alphas)), np.int64)
     lengths = np.zeros((len(rules), len(data)), np.float32)
-    points = np.zeros(len(data), np.int64)
+    points, missing = np.zeros(len(data), np.int64), np.zeros(len(data), np.int64)
     is_matcher = isinstance(predict, Matcher)
     if device is None:
         device = predict.backbone.mean.device if is_matcher else torch.device("cpu")
@@ -80,12 +84,20 @@ def evaluate(
                 out = predict(batch.source.float() / 255, batch.target.float() / 255, batch.target_points)
             predicted = _points(out, batch, size, rounding)
             points[rows] = batch.valid.sum(1).cpu().numpy()
+            missing[rows] = (batch.valid & ~predicted.isfinite().all(2)).sum(1).cpu().numpy()
             for i, rule in enumerate(rules):
                 length = threshold(rule, batch.source_points, batch.valid, batch.source_box, size)
                 correct = hits(predicted, batch.source_points, batch.valid, length, alphas)
                 found[i, rows] = correct.sum(2).T.cpu().numpy()
                 lengths[i, rows] = length.cpu().numpy()
             bar.update(len(rows))
+    if missing.any():
+        warnings.warn(
+            f"predict: returned NaN or infinity for {missing.sum()} of {points.sum()} keypoints, in "
+            f"{(missing > 0).sum()} of {len(data)} pairs; they count as wrong",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return Result(
         name=pairs.name,
         split=pairs.split,
@@ -94,6 +106,7 @@ def evaluate(
         hits=found,
         lengths=lengths,
         points=points,
+        missing=missing,
         rows=[pair.row for pair in pairs.pairs],
         images=[(pair.source.name, pair.target.name) for pair in pairs.pairs],
         categories=[pair.category for pair in pairs.pairs],

@@ -32,7 +32,7 @@ class Result:
         alphas: the A fractions. rules: the R rules (`pck.RULES`), the main one first.
         hits: int64 [R,N,A], keypoints within alpha * L.
         lengths: float32 [R,N], L in pixels of the resized image.
-        points: int64 [N], keypoints of each pair.
+        points: int64 [N], keypoints of each pair. missing: int64 [N], those whose prediction was NaN or infinite.
         rows, images, categories, flags: N entries each, as in `data.Pair`; images are file names (source,
             target).
     """
@@ -44,6 +44,7 @@ class Result:
     hits: np.ndarray
     lengths: np.ndarray
     points: np.ndarray
+    missing: np.ndarray
     rows: list[str]
     images: list[tuple[str, str]]
     categories: list[str]
@@ -80,7 +81,7 @@ class Result:
         """The result on some of the pairs, under another name: a clean subset, a category."""
         index = np.asarray(indices, np.int64)
         lists = {field: [getattr(self, field)[i] for i in index] for field in ("rows", "images", "categories", "flags")}
-        arrays = (self.hits[:, index], self.lengths[:, index], self.points[index])
+        arrays = (self.hits[:, index], self.lengths[:, index], self.points[index], self.missing[index])
         return Result(self.name, split, self.alphas, self.rules, *arrays, **lists)
 
     def by_category(self) -> dict[str, Result]:
@@ -121,7 +122,8 @@ class Result:
             rule: {"per_image": at_alphas(self.per_image(rule)), "per_point": at_alphas(self.per_point(rule))}
             for rule in self.rules
         }
-        return {"pairs": len(self), "points": int(self.points.sum()), "pck": pck}
+        counts = {"pairs": len(self), "points": int(self.points.sum()), "missing": int(self.missing.sum())}
+        return counts | {"pck": pck}
 
     def _table(self) -> list[dict]:
         return [
@@ -132,6 +134,7 @@ class Result:
                 "category": self.categories[i],
                 "flags": self.flags[i],
                 "points": int(self.points[i]),
+                "missing": int(self.missing[i]),
                 "length": {rule: round(float(self.lengths[r, i]), 4) for r, rule in enumerate(self.rules)},
                 "hits": {rule: self.hits[r, i].tolist() for r, rule in enumerate(self.rules)},
             }
@@ -186,6 +189,7 @@ def read_results(path: Path | str) -> tuple[Result, Protocol]:
             ),
             lengths=np.array([[r["length"][k] for r in table] for k in rules], np.float32).reshape(len(rules), count),
             points=np.array([r["points"] for r in table], np.int64),
+            missing=np.array([r.get("missing", 0) for r in table], np.int64),  # not counted at first
             rows=[r["row"] for r in table],
             images=[(r["source"], r["target"]) for r in table],
             categories=[r["category"] for r in table],
@@ -209,6 +213,10 @@ def format_tables(results: Mapping[str, Result], alphas: Sequence[float] = (0.05
         if (other.rows, other.alphas, other.rules) != (first.rows, first.alphas, first.rules):
             raise ValueError(f"results[{label!r}]: is of other pairs, alphas or rules; expected those of the first")
     lines = [f"{first.name} {first.split}: {len(first)} pairs, {first.points.sum()} keypoints. PCK in percent."]
+    for label, result in results.items():
+        if count := result.missing.sum():
+            where = f"{(result.missing > 0).sum()} of {len(result)} pairs"
+            lines.append(f"{label}: {count} predictions, in {where}, are NaN or infinite; they count as wrong.")
     for rule in first.rules:
         lines += ["", f"threshold {rule}: {RULES[rule]}"]
         heads = [f"{a:.2f}" for a in first.alphas]
