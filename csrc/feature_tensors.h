@@ -27,8 +27,8 @@ inline void check_features(const Tensor& src, const Tensor& trg) {
 }
 
 // An uninitialised gradient by features.
-inline Tensor new_contiguous(const Tensor& features) {
-  return new_tensor(features, {features.size(0), features.size(1), features.size(2)});
+inline Tensor new_contiguous(const Tensor& features, NewTensor* make = new_tensor) {
+  return make(features, {features.size(0), features.size(1), features.size(2)});
 }
 
 }  // namespace semimatch

@@ -84,7 +84,7 @@ struct LevelSide {
   Tensor gradient(const Tensor& features, A* sum, const F& add) const {
     for_pieces(batch, map.channels, rows_of_task(batch, map.channels),
                [&](int64_t b, int64_t c0, int64_t c1) { add(b, c0, c1, sum + (b * map.channels + c0) * step); });
-    const Tensor result = new_large(features, {features.size(0), features.size(1), features.size(2)});
+    const Tensor result = new_contiguous(features, new_large);
     for_pieces(batch, map.cells, kCells, [&](int64_t b, int64_t first, int64_t last) {
       kernels.gradient(map, b, first, last - first, {sum + b * map.channels * step + first, 1, step},
                        data_of<T>(result) + b * map.channels * map.cells);

@@ -79,11 +79,11 @@ class FeatureTiles {
   // into the gradients by them. Once only: it gives the normalised features back.
   template <class F>
   std::tuple<Tensor, Tensor> backward(bool formed, const F& f, const Tensor& src, const Tensor& trg) {
-    const Tensor grad_trg = new_large(trg, {trg.size(0), trg.size(1), trg.size(2)});
+    const Tensor grad_trg = new_contiguous(trg, new_large);
     const Scratch sums = gradients(formed, f, data_of<T>(grad_trg));
     rows_ = Scratch(0, 0);
-    const Tensor grad_src = new_large(
-        src, {src.size(0), src.size(1), src.size(2)});  // not before: it takes the place of what is not needed any more
+    // Not before: it takes the place of what is not needed any more.
+    const Tensor grad_src = new_contiguous(src, new_large);
     for_pieces(batch_, src_.cells, kColumns, [&](int64_t b, int64_t s0, int64_t s1) {
       kernels_.gradient(src_, b, s0, s1 - s0, {row(sums, b, s0), step_, 1},
                         data_of<T>(grad_src) + b * src_.channels * src_.cells);
