@@ -3,15 +3,17 @@
 semimatch_kernels._C (C++, CPU kernels) is built where a C++ compiler is found, semimatch_kernels._C_cuda
 (CUDA kernels) where nvcc is found too, with or without a GPU, against any torch from 2.11 on. What cannot be
 built is left out with one line that says why, kept in semimatch_kernels/_native_build.json; the reference and
-Triton backends do without. A compiler that is there and refuses the code is an error.
+Triton backends do without. A compiler that is there and refuses the code is an error, except for
+semimatch_kernels._C_autograd (autograd in C++, which Python does too).
 
 Environment: SEMIMATCH_CUDA=auto|0|1 (1: fail rather than leave the CUDA module out), TORCH_CUDA_ARCH_LIST
 (default "8.0;9.0+PTX"), SEMIMATCH_CPU_SETS=all|baseline (baseline: what CXXFLAGS say, no choice at run time),
 MAX_JOBS, CXX, CXXFLAGS, NVCC, CUDA_HOME.
 
 The commands are written out and run by ninja, not by torch.utils.cpp_extension: that links the CUDA libraries
-of torch and insists on its CUDA version. This code uses PyTorch's stable ABI and links the CUDA runtime
-statically: one binary serves torch with any CUDA, and every later version.
+of torch and insists on its CUDA version. The kernels use PyTorch's stable ABI and link the CUDA runtime
+statically: one binary serves torch with any CUDA, and every later version. Autograd is not part of that ABI: its
+module serves the torch that it was built against.
 """
 
 import importlib.util
@@ -186,8 +188,9 @@ rule link
         self.objects.append(source.relative_to(CSRC).as_posix().replace("/", ".") + suffix + ".o")
         self.step("compile", self.objects[-1], [source], command)
 
-    def link(self, *command):
-        """Links the module's objects, after making them; returns the file."""
+    def link(self, *command, refused=None):
+        """Links the module's objects, after making them; returns the file. Refused code is an error, or not built for
+        the reason ``refused``."""
         self.step("link", f"{self.module}.so", self.objects, command)
         ninja = shutil.which("ninja") or shutil.which(Path(sys.executable).with_name("ninja"))
         if ninja is None:
@@ -196,19 +199,26 @@ rule link
         (folder / "build.ninja").write_text(self.text)
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         if subprocess.run([ninja, "-C", folder, *jobs]).returncode:
+            if refused:
+                raise NotBuilt(f"{refused}; see above, and {folder}/build.ninja")
             sys.exit(f"semimatch: {self.module} does not compile; see above, and {folder}/build.ninja")
         return folder / f"{self.module}.so"
+
+
+def cpp_tools(torch):
+    """The C++ compiler's command, the flags of the user and ours, and all that compiles a source against `torch`."""
+    flags = shlex.split(f"{CXX_FLAGS} -Wno-unknown-pragmas {os.environ.get('CXXFLAGS', '')}")
+    python = f"-I{sysconfig.get_path('include')}"
+    cxx = find_cxx([*flags, python])
+    return cxx, flags, [*cxx, *flags, python, f"-isystem{torch}/include", NO_PATHS]
 
 
 def build_cpp():
     """Builds _C and returns the file."""
     torch, version = find_torch()
-    flags = shlex.split(f"{CXX_FLAGS} -Wno-unknown-pragmas {os.environ.get('CXXFLAGS', '')}")
-    python = f"-I{sysconfig.get_path('include')}"
-    cxx = find_cxx([*flags, python])
+    cxx, flags, common = cpp_tools(torch)
     sets = cpu_sets()
-    common = [*cxx, *flags, python, f"-isystem{torch}/include", *(["-DSEMIMATCH_CPU_X86"] if sets else [])]
-    common.append(NO_PATHS)
+    common += ["-DSEMIMATCH_CPU_X86"] if sets else []
     ninja = Ninja("_C")
     # pybind11 comes with torch, whose copy cannot be included where TORCH_TARGET_VERSION is defined.
     include = ninja.header("op_schemas.h", schemas("cpu"))
@@ -219,6 +229,17 @@ def build_cpp():
         for name, options in sets.items() if source.stem.endswith("_kernels") else ():
             ninja.compile(source, *common, *options.split(), f"-DSEMIMATCH_CPU={name}", suffix=f".{name}")
     return ninja.link(*cxx, "-shared", f"-L{torch}/lib", "-Wl,--no-as-needed", "-ltorch_cpu")
+
+
+def build_autograd():
+    """Builds _C_autograd and returns the file."""
+    torch, version = find_torch()
+    cxx, _, common = cpp_tools(torch)
+    ninja = Ninja("_C_autograd")
+    common += [f"-isystem{torch}/include/torch/csrc/api/include", *texts(TORCH=version)]
+    ninja.compile(CSRC / "autograd.cpp", *common)
+    libraries = [f"-L{torch}/lib", "-Wl,--no-as-needed", "-ltorch_cpu", "-lc10"]
+    return ninja.link(*cxx, "-shared", *libraries, refused=f"its code does not compile against torch {version}")
 
 
 def build_cuda():
@@ -246,7 +267,11 @@ def build_cuda():
     return ninja.link(nvcc, "-shared", "-cudart=static", runtime, *torch_library)
 
 
-BUILDERS = {"semimatch_kernels._C": build_cpp, "semimatch_kernels._C_cuda": build_cuda}
+BUILDERS = {
+    "semimatch_kernels._C": build_cpp,
+    "semimatch_kernels._C_autograd": build_autograd,
+    "semimatch_kernels._C_cuda": build_cuda,
+}
 
 
 class BuildNative(build_ext):

@@ -59,32 +59,29 @@ for backend, reason in reasons.items():
             assert str(error) == f"backend {backend!r} cannot run match here: {reason}", error
         else:
             raise AssertionError(f"{backend} ran match, which it cannot: {reason}")
-print(json.dumps(reasons))
+print(json.dumps({**reasons, "autograd": library.AUTOGRAD_REASON}))
 """
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to build, and what the reasons of the two native modules must say ("" = the module is loaded)."""
+    """One way to build, and how the reasons of the native modules must begin ("" = the module is loaded)."""
 
     name: str
     environment: dict[str, str]
     cpu: str
     cuda: str
+    autograd: str
 
 
 # Each architecture takes minutes, and no GPU runs it; so do the instruction sets, which once is enough for.
 ONE_ARCH, ONE_SET = {"TORCH_CUDA_ARCH_LIST": "8.0"}, {"SEMIMATCH_CPU_SETS": "baseline"}
 FALSE = shutil.which("false") or "false"
 NO_NVCC = f"not built: {FALSE}"
+NO_CXX = "not built: no C++ compiler was found (no-such-compiler) when semimatch was installed"
 WAYS = [
-    Way("no nvcc", {"NVCC": FALSE, **ONE_SET}, "", NO_NVCC),
-    Way(
-        "no compiler",
-        {"NVCC": FALSE, "CXX": "no-such-compiler"},
-        "not built: no C++ compiler was found (no-such-compiler) when semimatch was installed",
-        NO_NVCC,
-    ),
+    Way("no nvcc", {"NVCC": FALSE, **ONE_SET}, "", NO_NVCC, ""),
+    Way("no compiler", {"NVCC": FALSE, "CXX": "no-such-compiler"}, NO_CXX, NO_NVCC, NO_CXX),
 ]
 
 
@@ -133,8 +130,8 @@ class Environment:
         [wheel] = target.glob("*.whl")
         return wheel
 
-    def use(self, wheel: Path, cpu: str, cuda: str) -> None:
-        """Installs, tries, uninstalls."""
+    def use(self, wheel: Path, **wanted: str) -> None:
+        """Installs, tries, uninstalls; ``wanted``: how the reasons of cpu, cuda and autograd must begin."""
         before = self.contents()
         # Whatever the torch next door has of this package: it is none of ours.
         run(self.python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--ignore-installed", wheel)
@@ -144,14 +141,14 @@ class Environment:
             run(self.python, "-m", "pip", "uninstall", "-q", "-y", "semimatch")
         if left := self.contents() - before:
             raise RuntimeError(f"left behind by pip uninstall: {sorted(map(str, left))}")
-        for backend, wanted in (("cpu", cpu), ("cuda", cuda)):
-            reason = said[backend] or ""
-            if not reason.startswith(wanted) or bool(reason) != bool(wanted):
-                raise RuntimeError(f"{backend}: expected {wanted or 'loaded'!r}, got {reason or 'loaded'!r}")
+        for what, begin in wanted.items():
+            reason = said[what] or ""
+            if not reason.startswith(begin) or bool(reason) != bool(begin):
+                raise RuntimeError(f"{what}: expected {begin or 'loaded'!r}, got {reason or 'loaded'!r}")
             if reason:
-                print(f"        {backend}: {reason}")
+                print(f"        {what}: {reason}")
             if reason and "; remedy: " not in reason:
-                raise RuntimeError(f"{backend}: no remedy is named: {reason}")
+                raise RuntimeError(f"{what}: no remedy is named: {reason}")
 
 
 @functools.cache
@@ -189,7 +186,9 @@ def check_wheel(wheel: Path, way: Way) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
     native = {name for name in names if name.endswith(".so")}
     built = {Path(name).name.partition(".")[0] for name in native}
-    wanted = ({"_C"} if way.cpu == "" else set()) | (set() if way.cuda.startswith("not built") else {"_C_cuda"})
+    wanted = ({"_C", "_C_autograd"} if way.cpu == "" else set()) | (
+        set() if way.cuda.startswith("not built") else {"_C_cuda"}
+    )
     if built != wanted:
         raise RuntimeError(f"native modules in the wheel: expected {sorted(wanted)}, got {sorted(built)}")
     about = {name for name in names if name.startswith("semimatch-") and ".dist-info/" in name}
@@ -238,7 +237,7 @@ def main() -> None:
     wheels = {}
     for environment in (here, other):
         again = ONE_SET if environment is other else {}
-        ways = [Way("all compilers", {"SEMIMATCH_CUDA": "1", **ONE_ARCH, **again}, "", environment.without_cuda())]
+        ways = [Way("all compilers", {"SEMIMATCH_CUDA": "1", **ONE_ARCH, **again}, "", environment.without_cuda(), "")]
         for way in ways + (WAYS if environment is other else []):
             name = f"torch {environment.torch}, {way.name}"
             wheel = step(f"{name}: builds", lambda e=environment, w=way: e.build(source, w))
@@ -248,13 +247,15 @@ def main() -> None:
             step(f"{name}: contents", lambda p=wheel, w=way: check_wheel(p, w))
             step(
                 f"{name}: installs, runs, uninstalls without a trace",
-                lambda e=environment, p=wheel, w=way: e.use(p, w.cpu, w.cuda),
+                lambda e=environment, p=wheel, w=way: e.use(p, cpu=w.cpu, cuda=w.cuda, autograd=w.autograd),
             )
     for built, used in ((here, other), (other, here)):
         if wheel := wheels.get((built, "all compilers")):
             step(
                 f"built with torch {built.torch}, runs with torch {used.torch}",
-                lambda u=used, p=wheel: u.use(p, "", u.without_cuda()),
+                lambda u=used, p=wheel, t=built.torch: u.use(
+                    p, cpu="", cuda=u.without_cuda(), autograd=f"built for torch {t}"
+                ),
             )
     print(f"{len(failed)} failed: {'; '.join(failed)}" if failed else "all hold")
     sys.exit(1 if failed else 0)

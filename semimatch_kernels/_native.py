@@ -1,7 +1,7 @@
-"""Loading of the native modules: `_C` (C++, CPU kernels) and `_C_cuda` (CUDA kernels).
+"""Loading of the native modules: `_C` (C++, CPU kernels), `_C_cuda` (CUDA kernels) and `_C_autograd` (autograd in C++).
 
-Loading one registers its kernels on the ops that `library` has defined. Either may be absent, and `load` says
-why.
+Loading one of the first two registers its kernels on the ops that `library` has defined. Each may be absent, and what
+loads it says why.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -17,10 +18,13 @@ import torch
 
 _FOLDER = Path(__file__).resolve().parent
 _REBUILD = "rebuild with `pip install -e . --no-build-isolation`"
+# `make setup` sees that a file is not there, but not whether it fits the sources or this torch.
+_BUILD = f"{_REBUILD}, or with `make setup` in a clone"
 
 #: The loaded modules, None until `load` has found them.
 cpp: ModuleType | None = None
 cuda: ctypes.CDLL | None = None
+autograd: ModuleType | None = None
 
 
 def load(schemas: Mapping[str, Mapping[str, str]]) -> tuple[str | None, str | None]:
@@ -34,11 +38,34 @@ def load(schemas: Mapping[str, Mapping[str, str]]) -> tuple[str | None, str | No
     return _load_cpp(schemas["cpu"]), _load_cuda(schemas["cuda"])
 
 
+def load_autograd() -> str | None:
+    """Loads autograd in C++, once; returns why the formula in Python runs instead (None = loaded)."""
+    global autograd
+    wish = os.environ.get("SEMIMATCH_AUTOGRAD", "auto")
+    if wish not in ("auto", "python"):
+        raise ValueError(f"SEMIMATCH_AUTOGRAD: expected auto or python, got {wish!r}")
+    if wish == "python":
+        return "SEMIMATCH_AUTOGRAD=python"
+    if autograd is None:
+        if not any(_FOLDER.glob("_C_autograd.*")):
+            return _why_not_built("_C_autograd")
+        try:
+            module = importlib.import_module(f"{__package__}._C_autograd")
+        except ImportError as error:
+            return _not_loadable(error)
+        if module.torch != torch.__version__:  # its interface in C++ changes from one to the next
+            return f"built for torch {module.torch}, this is {torch.__version__}; remedy: {_REBUILD}"
+        autograd = module
+    return None
+
+
 def build_info() -> dict[str, dict[str, str]]:
     """What each loaded module was built from, by name: compiler, flags, torch, instruction sets or archs."""
     info = {}
     if cpp is not None:
         info["_C"] = dict(cpp.build_info())
+    if autograd is not None:
+        info["_C_autograd"] = {"torch": autograd.torch}
     if cuda is not None:
         info["_C_cuda"] = dict(line.split(": ", 1) for line in _text(cuda, "build_info").splitlines())
     return info
@@ -90,8 +117,8 @@ def _why_not_built(module: str) -> str:
         report = json.loads((_FOLDER / "_native_build.json").read_text(encoding="utf-8"))
         reason = report[f"{__package__}.{module}"]
     except (OSError, ValueError, KeyError):
-        return f"not built: the build has not run yet; remedy: {_REBUILD}"
-    return f"not built: {reason}" if reason else f"built, but its file is gone; remedy: {_REBUILD}"
+        return f"not built: the build has not run yet; remedy: {_BUILD}"
+    return f"not built: {reason}" if reason else f"built, but its file is gone; remedy: {_BUILD}"
 
 
 def _not_loadable(error: Exception) -> str:

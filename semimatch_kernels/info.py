@@ -9,7 +9,13 @@ import torch
 
 from . import _native
 from .backends import BACKENDS, BEHIND, DEFAULT, OPS, UNMEASURED, backends, order
+from .library import AUTOGRAD_REASON
 from .measured import MEASURED
+
+LEGEND = """\
+2.0x: twice as fast as the reference (PyTorch) where this project was measured, not on this machine: the geometric mean
+over shapes and dtypes, forward and backward together where there is a backward; benchmarks/results has the machines."""
+SETUP = "in a clone `make setup` does the `pip install` of these remedies"
 
 
 def versions() -> dict[str, str]:
@@ -27,6 +33,7 @@ def versions() -> dict[str, str]:
         "triton": triton_version,
         "CUDA devices": ", ".join(devices) or "none visible",
         "default backend": DEFAULT,
+        "autograd": "C++" if AUTOGRAD_REASON is None else f"Python: {AUTOGRAD_REASON}",
         **{name: "; ".join(f"{k} {v}" for k, v in facts.items()) for name, facts in _native.build_info().items()},
     }
 
@@ -56,10 +63,12 @@ def table() -> str:
     headings = [*BACKENDS, *(f"auto on {device}" for device in UNMEASURED)]
     for name, cells in [("op", headings), *rows]:
         lines.append(name.ljust(width) + "".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip())
-    lines += ["", "why not:"]
+    lines += ["", LEGEND, "", "why not:"]
     lines += [
         f"  {reason}  [{'all ops' if len(ops) == len(OPS) else ', '.join(ops)}]" for reason, ops in reasons.items()
     ]
+    if any("not built" in reason and "pip install" in reason for reason in reasons):
+        lines.append(f"  {SETUP}")
     return "\n".join(lines)
 
 

@@ -34,6 +34,8 @@ for _name, _schema in COMPOSITES.items():
 
 #: Why the C++ / CUDA kernels cannot run in this process, None when they can.
 CPU_REASON, CUDA_REASON = _native.load(NATIVE)
+#: Why autograd runs in Python, None where it does in C++.
+AUTOGRAD_REASON = _native.load_autograd()
 
 #: Whether Triton kernels run in its interpreter, on CPU tensors too.
 TRITON_INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -101,6 +103,9 @@ def _register(name: str, op: Op) -> None:
             kernel = autograd.once(overload, plain)
         elif op.inputs:
             backward = getattr(ops, qualified.replace(name, f"{name}_backward", 1)).default
+            if _native.autograd:
+                autograd.differentiate_in_cpp(_native.autograd, overload, backward, op, plain)
+                continue
             kernel = autograd.differentiable(overload, backward, op, plain)
         else:
             kernel = autograd.constant(overload)
@@ -119,6 +124,9 @@ _RUN = {
     for backend in ("reference", *op.backends)
 } | {(name, "reference"): getattr(ops, name).default for name in COMPOSITES}
 
+#: Ops without a kernel in Python on the Autograd key.
+_QUICK = {*COMPOSITES, *(name for name, op in OPS.items() if op.inputs and _native.autograd)}
+
 
 def run(name: str, backend: str, *args):
     """Calls op ``name`` of ``backend``, with the arguments of its schema."""
@@ -126,7 +134,7 @@ def run(name: str, backend: str, *args):
         raise autograd.unsupported("forward-mode AD through a fused op", definition(name))
     op = _RUN[name, backend]
     # Without a gradient there is nothing for Autograd to do, and its kernel in Python is a fourth of a small call.
-    if name in COMPOSITES or torch.compiler.is_compiling() or (OPS[name].inputs and torch.is_grad_enabled()):
+    if name in _QUICK or torch.compiler.is_compiling() or (OPS[name].inputs and torch.is_grad_enabled()):
         return op(*args)
     with _AutoDispatchBelowAutograd():
         return op(*args)

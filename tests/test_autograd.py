@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import gc
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch._dynamo import compiled_autograd
+from torch.autograd.function import BackwardCFunction
 from torch.profiler import profile
 
 import semimatch_kernels as smk
-from semimatch_kernels import library
+from semimatch_kernels import _native, library
 
 GRID = (2, 3)
+needs_autograd = pytest.mark.skipif(
+    library.AUTOGRAD_REASON is not None, reason=f"_C_autograd: {library.AUTOGRAD_REASON}"
+)
 
 
 def correlations(**how):
@@ -32,13 +42,32 @@ def test_profiles_graphs_and_errors_name_the_op():
     with profile() as seen:
         coords = match(corr).coords
     name = "semimatch_kernels_match_reference"
-    assert coords.grad_fn.name() == f"{name}Backward" and name in {e.key for e in seen.key_averages()}
+    assert coords.grad_fn.name() == f"{name}Backward"
+    assert "semimatch_kernels::match_reference" in {e.key for e in seen.key_averages()}
     coords.mul_(2)
     with pytest.raises(RuntimeError, match=f"output 0 of {name}, is at version 1"):
         coords.sum().backward()
     coords = match(corr).coords
     grad = torch.autograd.grad(coords.sum(), corr, create_graph=True)[0]
     assert grad.grad_fn.name() == "semimatch_kernels_match_backward_referenceBackward"
+
+
+def test_the_graph_is_written_where_it_says():
+    grad_fn = match(correlations(requires_grad=True)).coords.grad_fn
+    assert isinstance(grad_fn, BackwardCFunction) == (library.AUTOGRAD_REASON is not None)
+
+
+@needs_autograd
+def test_autograd_in_python_passes_the_same_tests():
+    """Those of this file, and what PyTorch asks of an op, of the plain definitions."""
+    here, other = Path(__file__), Path(__file__).with_name("test_registration.py")
+    names = ("test_opcheck", "test_gradients_of_every_shape_arrive", "test_double_backward_says_what_to_do")
+    some = "not cpu and not triton and not bfloat16"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", some, here]
+    command += [f"{other}::{name}" for name in names]
+    environment = {**os.environ, "SEMIMATCH_AUTOGRAD": "python"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize("of", ["corr", "weight"])
@@ -106,3 +135,29 @@ def test_torch_func_says_what_to_do():
         torch.func.grad(lambda c: match(c).entropy.sum())(corr)
     assert torch.func.grad(lambda c: definition(c, GRID, 0.1)[2].sum())(corr).abs().max() > 0
     assert torch.func.grad(lambda c: smk.pseudo_labels(c, (GRID, (1, 5)))[1].sum() * c.sum())(corr).isfinite().all()
+
+
+@needs_autograd
+def test_autograd_in_cpp_needs_no_cuda():
+    if not shutil.which("readelf"):
+        pytest.skip("readelf is not in PATH")
+    [file] = Path(smk.__file__).parent.glob("_C_autograd.*")
+    needed = re.findall(r"NEEDED.*\[(.*)\]", subprocess.check_output(["readelf", "-d", file], text=True))
+    assert not [name for name in needed if re.search("cuda", name)], needed
+
+
+@needs_autograd
+def test_autograd_in_cpp_runs_with_its_own_torch_only(monkeypatch):
+    monkeypatch.setattr(_native, "autograd", None)
+    monkeypatch.setattr(torch, "__version__", "2.99.0+cpu")
+    reason = _native.load_autograd()
+    assert re.match(r"built for torch \d.*, this is 2\.99\.0\+cpu; remedy: rebuild with `pip install", reason)
+    assert _native.autograd is None
+
+
+def test_autograd_can_be_told_to_run_in_python(monkeypatch):
+    monkeypatch.setenv("SEMIMATCH_AUTOGRAD", "python")
+    assert _native.load_autograd() == "SEMIMATCH_AUTOGRAD=python"
+    monkeypatch.setenv("SEMIMATCH_AUTOGRAD", "cpp")
+    with pytest.raises(ValueError, match="SEMIMATCH_AUTOGRAD: expected auto or python, got 'cpp'"):
+        _native.load_autograd()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import semimatch_kernels as smk
-from semimatch_kernels import info, library, schemas
+from semimatch_kernels import _native, info, library, schemas
 from semimatch_kernels.backends import BACKENDS, BEHIND, OPS, UNMEASURED, choose, order
 from semimatch_kernels.measured import MEASURED
 
@@ -90,6 +90,24 @@ def test_info_reports_every_op_and_backend(capsys):
     for op in OPS:
         assert op in text
     assert "why not:" in text and "torch" in text and "auto on cuda" in text
+    assert "2.0x: twice as fast as the reference" in text
+
+
+def test_info_names_make_setup_beside_a_remedy_with_pip(monkeypatch):
+    reason = "not built: no C++ compiler; remedy: install g++, then run `pip install -e . --no-build-isolation` again"
+    monkeypatch.setattr(library, "CPU_REASON", reason)
+    assert info.table().endswith(f"  {info.SETUP}") and "`make setup`" in info.SETUP
+    for name in ("CPU_REASON", "CUDA_REASON"):
+        monkeypatch.setattr(library, name, "not built: the native modules are built on Linux only")
+    assert info.SETUP not in info.table()
+
+
+def test_a_module_that_is_not_built_names_both_ways_to_build_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(_native, "_FOLDER", tmp_path)
+    both = "remedy: rebuild with `pip install -e . --no-build-isolation`, or with `make setup` in a clone"
+    assert _native._why_not_built("_C") == f"not built: the build has not run yet; {both}"
+    (tmp_path / "_native_build.json").write_text('{"semimatch_kernels._C": null}')
+    assert _native._why_not_built("_C") == f"built, but its file is gone; {both}"
 
 
 def test_the_order_that_the_benchmark_writes(tmp_path):

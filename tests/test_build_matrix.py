@@ -28,8 +28,12 @@ WHEELS = [
     ({"semimatch_kernels/_native_build.json"}, set(), r"missing from the wheel: .*_native_build\.json"),
     (set(), {"tests/conftest.py"}, r"does not belong into the wheel: \['tests/conftest.py'\]"),
     (set(), {"semimatch_kernels/match.cpp"}, r"does not belong into the wheel: .*match\.cpp"),
-    ({"semimatch_kernels/_C.so"}, set(), r"expected \['_C'\], got \[\]"),
-    (set(), {"semimatch_kernels/_C_cuda.so"}, r"expected \['_C'\], got \['_C', '_C_cuda'\]"),
+    ({"semimatch_kernels/_C.so"}, set(), r"expected \['_C', '_C_autograd'\], got \['_C_autograd'\]"),
+    (
+        set(),
+        {"semimatch_kernels/_C_cuda.so"},
+        r"expected \['_C', '_C_autograd'\], got \['_C', '_C_autograd', '_C_cuda'\]",
+    ),
     ({"semimatch-1.dist-info/licenses/LICENSE"}, set(), "the wheel has no license"),
 ]
 
@@ -54,9 +58,9 @@ def test_source_archive(tmp_path, less, more, error):
 @pytest.mark.parametrize(("less", "more", "error"), WHEELS)
 def test_wheel(tmp_path, less, more, error):
     path, names = tmp_path / "semimatch.whl", build_matrix.tracked("semimatch", "semimatch_kernels")
-    names |= {"semimatch_kernels/_native_build.json", "semimatch_kernels/_C.so"}
+    names |= {"semimatch_kernels/_native_build.json", "semimatch_kernels/_C.so", "semimatch_kernels/_C_autograd.so"}
     names |= {"semimatch-1.dist-info/RECORD", "semimatch-1.dist-info/licenses/LICENSE"}
     with zipfile.ZipFile(path, "w") as file:
         for name in names - less | more:
             file.writestr(name, "")
-    _expect(error, build_matrix.check_wheel, path, build_matrix.Way("no nvcc", {}, "", "not built: no nvcc"))
+    _expect(error, build_matrix.check_wheel, path, build_matrix.Way("no nvcc", {}, "", "not built: no nvcc", ""))

@@ -149,7 +149,7 @@ def test_cuda_module_registers_every_op():
 
 
 def test_binaries_use_the_stable_abi_only():
-    files = sorted(PACKAGE.glob("_C*.so"))
+    files = sorted({*PACKAGE.glob("_C*.so")} - {*PACKAGE.glob("_C_autograd.*")})
     if not files:
         pytest.skip(f"_C: {library.CPU_REASON}; _C_cuda: {library.CUDA_REASON}")
     if not shutil.which("nm") or not shutil.which("readelf"):
@@ -196,9 +196,10 @@ def test_a_stale_binary_is_an_error_that_says_so(module, monkeypatch):
 
 
 def test_loading_again_changes_nothing():
-    before = _native.cpp, _native.cuda
+    before = _native.cpp, _native.cuda, _native.autograd
     assert _native.load(library.NATIVE) == (library.CPU_REASON, library.CUDA_REASON)
-    assert (_native.cpp, _native.cuda) == before
+    assert _native.load_autograd() == library.AUTOGRAD_REASON
+    assert (_native.cpp, _native.cuda, _native.autograd) == before
 
 
 @needs_cpp
@@ -267,11 +268,12 @@ def test_build_goes_on_without_compilers(tmp_path):
     result = build(tmp_path, CXX="/nowhere/c++", NVCC="/bin/false")
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("semimatch: ")]
-    assert len(lines) == 2, result.stderr
+    assert len(lines) == 3, result.stderr
     assert "_C is left out: no C++ compiler was found (/nowhere/c++)" in lines[0]
-    assert re.search("_C_cuda is left out: /bin/false .*cannot compile", lines[1])
+    assert "_C_autograd is left out: no C++ compiler was found (/nowhere/c++)" in lines[1]
+    assert re.search("_C_cuda is left out: /bin/false .*cannot compile", lines[2])
     report = json.loads((tmp_path / "semimatch_kernels/_native_build.json").read_text())
-    assert set(report) == {"semimatch_kernels._C", "semimatch_kernels._C_cuda"}
+    assert set(report) == {f"semimatch_kernels.{name}" for name in ("_C", "_C_autograd", "_C_cuda")}
     assert all("remedy" in reason for reason in report.values())
 
 
