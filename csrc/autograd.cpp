@@ -14,7 +14,6 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -66,20 +65,16 @@ struct Formula {
     const Rule& rule = *reinterpret_cast<const Rule*>(call.get(0).toInt());
     const variable_list saved = context->get_saved_variables();
     size_t next = 0;
-    size_t leaves = 0;
     Stack stack;
     for (size_t i = 0; i < rule.kinds.size(); ++i) {
       IValue held = call.get(i + 1);
-      const size_t begin = next;
       if (rule.kinds[i] == Kind::tensor) {
         const Tensor& tensor = saved[next++];
         held = tensor.defined() ? IValue(tensor) : IValue();
       } else if (rule.kinds[i] == Kind::tensors) {
-        next += static_cast<size_t>(held.toInt());
-        held = variable_list(saved.begin() + begin, saved.begin() + next);
-      }
-      if (std::count(rule.inputs.begin(), rule.inputs.end(), i)) {
-        leaves += next - begin;
+        const auto begin = saved.begin() + next, end = begin + held.toInt();
+        held = variable_list(begin, end);
+        next += end - begin;
       }
       stack.push_back(std::move(held));
     }
@@ -92,13 +87,13 @@ struct Formula {
       stack.push_back(grad.defined() ? IValue(grad) : IValue());
     }
     if (!wanted) {
-      return variable_list(leaves);
+      return variable_list(saved.size());  // none for any input; CppNode takes no offence at more of them
     }
     // With create_graph the result may be differentiated, which the op's own Autograd kernel refuses.
     if (at::GradMode::is_enabled()) {
       rule.backward.callBoxed(stack);
     } else {
-      at::AutoDispatchBelowAutograd guard;
+      at::AutoDispatchBelowADInplaceOrView guard;
       rule.backward.callBoxed(stack);
     }
     variable_list by_input;
@@ -127,10 +122,18 @@ auto new_backward(const Rule& rule) {
   }
 }
 
+// What torch.autograd.graph.node_creation_hook asks for, where torch has it.
+template <class Node>
+void announce(const Node& node) {
+  if constexpr (requires { fire_node_creation_hooks(node); }) {
+    fire_node_creation_hooks(node);
+  }
+}
+
 // Fails with `refusal` under a transform of torch.func.
 void check_no_transform(const std::string& refusal) {
   if (const auto& functorch = at::functorch::functorchTLSAccessor()) {
-    try {
+    try {  // the header that tells whether one is active needs another that no torch comes with
       functorch->checkSupportsCppAutogradFunction();
     } catch (const c10::Error&) {
       TORCH_CHECK(false, refusal);
@@ -155,6 +158,10 @@ class Differentiable final : public c10::OperatorKernel {
       return below(op, keys, stack);
     }
     check_no_transform(rule_.refusal);
+    for (const Tensor& leaf : leaves) {
+      TORCH_CHECK_NOT_IMPLEMENTED(!torch::autograd::isFwGradDefined(leaf),
+                                  "semimatch_kernels: forward-mode AD through ", rule_.name, " is not supported");
+    }
     const auto node = new_backward(rule_);
     node->set_ctx_grad_fn(node);
     node->set_next_edges(torch::autograd::collect_next_edges(leaves));
@@ -182,11 +189,14 @@ class Differentiable final : public c10::OperatorKernel {
     node->ctx_.set_materialize_grads(false);
     node->ctx_.save_for_backward(std::move(saved));
     node->save_variables_to_ctx();
+    announce(node);
   }
 
  private:
   static void below(const OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-    at::AutoDispatchBelowAutograd guard;
+    // Views too: a result that PyTorch takes for a view, as one that a kernel has squeezed, loses its gradient when it
+    // is changed in place.
+    at::AutoDispatchBelowADInplaceOrView guard;
     op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
   }
 

@@ -41,7 +41,7 @@ def load(schemas: Mapping[str, Mapping[str, str]]) -> tuple[str | None, str | No
 def load_autograd() -> str | None:
     """Loads autograd in C++, once; returns why the formula in Python runs instead (None = loaded)."""
     global autograd
-    wish = os.environ.get("SEMIMATCH_AUTOGRAD", "auto")
+    wish = os.environ.get("SEMIMATCH_AUTOGRAD") or "auto"
     if wish not in ("auto", "python"):
         raise ValueError(f"SEMIMATCH_AUTOGRAD: expected auto or python, got {wish!r}")
     if wish == "python":

@@ -2,7 +2,7 @@
 
 Put on the dispatcher's Autograd key, as `torch.library.register_autograd` does, but without what that does for any op
 there could be (trees of arguments, keywords, defaults), which is host time of every call. Once only, and not
-under torch.func's transforms (PyTorch's limit for ops registered in Python; the plain definitions take any).
+under torch.func's transforms (PyTorch's limit; the plain definitions take any).
 
 `differentiable` is the formula in Python; csrc/autograd.cpp is the same in C++, for half the host time.
 """
@@ -13,14 +13,14 @@ from collections.abc import Callable
 from types import ModuleType
 
 import torch
-from torch._C import _after_autograd_keyset, _AutoDispatchBelowAutograd
+from torch._C import _after_autograd_keyset, _AutoDispatchBelowADInplaceOrView
 
 from .schemas import Op
 
 
 def _below(op: Callable, keyset, args: tuple):
-    """Calls ``op`` past the Autograd key."""
-    with _AutoDispatchBelowAutograd():
+    """Calls ``op`` past the Autograd key, and past what would make its results views of what it forms them in."""
+    with _AutoDispatchBelowADInplaceOrView():
         return op.redispatch(keyset & _after_autograd_keyset, *args)
 
 
@@ -87,7 +87,7 @@ def differentiable(forward: Callable, backward: Callable, op: Op, plain: Callabl
             if torch.is_grad_enabled() or torch.compiler.is_compiling():
                 result = backward(*args, *saved, *grads)
             else:
-                with _AutoDispatchBelowAutograd():
+                with _AutoDispatchBelowADInplaceOrView():
                     result = backward(*args, *saved, *grads)
             by_input = (result,) if len(op.inputs) == 1 else result
             return None, None, *_flat(by_input)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._C import _AutoDispatchBelowAutograd
+from torch._C import _AutoDispatchBelowADInplaceOrView
 from torch.autograd import forward_ad
 
 from . import _native, autograd, fakes, vmap
@@ -136,5 +136,5 @@ def run(name: str, backend: str, *args):
     # Without a gradient there is nothing for Autograd to do, and its kernel in Python is a fourth of a small call.
     if name in _QUICK or torch.compiler.is_compiling() or (OPS[name].inputs and torch.is_grad_enabled()):
         return op(*args)
-    with _AutoDispatchBelowAutograd():
+    with _AutoDispatchBelowADInplaceOrView():
         return op(*args)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch._dynamo import compiled_autograd
+from torch.autograd import forward_ad
 from torch.autograd.function import BackwardCFunction
 from torch.profiler import profile
 
@@ -68,6 +69,21 @@ def test_autograd_in_python_passes_the_same_tests():
     environment = {**os.environ, "SEMIMATCH_AUTOGRAD": "python"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout
+
+
+@pytest.mark.skipif(not hasattr(torch.autograd.graph, "node_creation_hook"), reason="this torch has no such hooks")
+def test_hooks_hear_of_new_nodes():
+    names = []
+    with torch.autograd.graph.node_creation_hook(lambda node: names.append(node.name())):
+        match(correlations(requires_grad=True))
+    assert "semimatch_kernels_match_referenceBackward" in names
+
+
+def test_forward_mode_is_refused_below_the_library_too():
+    with forward_ad.dual_level():
+        corr = forward_ad.make_dual(correlations(requires_grad=True), correlations())
+        with pytest.raises(NotImplementedError):
+            library.ops.match_reference(corr, GRID, 0.1)
 
 
 @pytest.mark.parametrize("of", ["corr", "weight"])

@@ -87,6 +87,22 @@ def test_gradients_of_every_shape_arrive(case, qualified):
             torch.testing.assert_close(ours, truth, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(("case", "qualified"), available(differentiable=True))
+def test_results_may_be_changed_in_place(case, qualified):
+    """Results are no views, of whatever a kernel formed them in: a view that is changed loses its gradient."""
+    args, spec = make(case, torch.float64, "contiguous", True), OPS[CASES[case].op]
+    grads = []
+    for changed in (False, True):
+        outputs = _op(qualified)(*args)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        assert not any(output._is_view() for output in outputs)
+        for i in set(spec.outputs) - set(spec.saved) if changed else ():
+            outputs[i].detach().mul_(1)
+        grads.append(torch.autograd.grad(summed(case, outputs), leaves(args)))
+    for before, after in zip(*grads, strict=True):
+        torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("in_dims", ["first", "last"])
 @pytest.mark.parametrize(("case", "qualified"), available())
 def test_vmap(case, qualified, in_dims):
