@@ -6,9 +6,12 @@ Defaults are SemiMatch's (supplement, Tab. 1); the shipped configurations change
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
+
+import torch
 
 from .data import DATASETS
 from .errors import UserError
@@ -202,8 +205,13 @@ def check(config: Config) -> None:
     for name, value in probabilities.items():
         if not 0 <= value <= 1:
             raise UserError(f"{name} is {value}; expected a probability, 0 to 1")
-    if not config.methods:
-        raise UserError("methods is empty; expected supervised, semimatch or both")
+    if not config.methods or len({*config.methods}) < len(config.methods):
+        raise UserError(f"methods is {config.methods}; expected supervised, semimatch or both, each once")
+    if optim.milestones and min(optim.milestones) <= 0:
+        raise UserError(f"optim.milestones is {optim.milestones}; expected steps above 0")
+    most = max(os.cpu_count() or 1, torch.cuda.device_count())
+    if run.devices > most:
+        raise UserError(f"run.devices is {run.devices}; expected at most {most}, what this machine has")
     if config.model.head == "mean":
         raise UserError("model.head is 'mean', which has nothing to train; expected 'cats' (or use `semimatch eval`)")
     splits = DATASETS[config.data.name].splits

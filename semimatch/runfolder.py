@@ -20,7 +20,7 @@ def prepare(folder: Path) -> None:
         probe.unlink(missing_ok=True)  # several devices probe at once
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be written ({error.strerror}); expected a folder to put the run in"
+            f"{folder}: cannot be written to ({error.strerror}); expected a folder for what is to be written"
         ) from error
 
 

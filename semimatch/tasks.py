@@ -98,6 +98,8 @@ def match_command(images: list[Path], output: Path, weights: Path | None, points
         raise UserError(f"--points {points}: expected at least 1")
     if output.suffix.lower() not in Image.registered_extensions():
         raise UserError(f"--output {output}: expected the name of a picture, out.png for example")
+    if any(output.resolve() == path.resolve() for path in images):
+        raise UserError(f"--output {output}: is one of the images; expected another name")
     pictures = [decode(path, photograph=True) for path in images]
     prepare(output.parent)
     matcher, _, _ = load_matcher(weights, None, device)

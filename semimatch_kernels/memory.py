@@ -48,7 +48,7 @@ def cpu_cache(mebibytes: int | None = None) -> int:
 
 
 def _first_limit() -> int:
-    text = os.environ.get(ENV, str(DEFAULT))
+    text = os.environ.get(ENV) or str(DEFAULT)
     if not (text.isascii() and text.isdigit()):
         raise ValueError(f"{ENV}: expected a whole number of MiB, got {text!r}")
     return int(text)

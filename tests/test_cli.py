@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +167,9 @@ def test_errors_come_before_any_work(tmp_path, capsys, demo_root, run):
     out = tmp_path / "never"
     cases = [
         ((*fit, "--run.out", out, "--optim.steps", "0"), "optim.steps is 0; expected a finite number above 0"),
+        ((*fit, "--run.out", out, "--optim.milestones", "[3, -1]"), "optim.milestones is [3, -1]; expected steps"),
+        ((*fit, "--run.out", out, "--run.devices", "9999"), "run.devices is 9999; expected at most"),
+        ((*fit, "--run.out", out, "--methods", "semimatch,semimatch"), "expected supervised, semimatch or both, each"),
         ((*fit, "--run.out", out, "--augment.crop", "2"), "augment.crop is 2.0; expected a probability"),
         ((*fit, "--run.out", out, "--semi.threshold", "2"), "semi.threshold is 2.0; expected a probability, 0 to 1"),
         ((*fit, "--run.out", out, "--semi.threshold", ".nan"), "semi.threshold is nan; expected a probability"),
@@ -189,6 +195,8 @@ def test_errors_come_before_any_work(tmp_path, capsys, demo_root, run):
         (("data", "make-demo", out, "--seed", "-1"), "--seed -1: expected at least 0"),
         (("eval", "--data", "pf-pascal", "--data-root", demo_root, "--out", out, "--weights", "no.st"), "no such file"),
         (("match", demo_root / "none.jpg", demo_root / "none.jpg", "-o", tmp_path / "o.png"), "none.jpg: no such file"),
+        (("match", demo_root / "a.jpg", demo_root / "b.jpg", "-o", demo_root / "b.jpg"), "is one of the images"),
+        (("eval", "--data", "pf-pascal", "--data-root", demo_root, "--out", out, "--weights", tmp_path), "is a folder"),
         (("match", demo_root / "none.jpg", demo_root / "none.jpg", "-o", tmp_path / "o.xyz"), "the name of a picture"),
         ((*fit, "--run.out", "/proc/none"), "/proc/none: cannot be written"),
     ]  # fmt: skip
@@ -198,6 +206,19 @@ def test_errors_come_before_any_work(tmp_path, capsys, demo_root, run):
     for arguments in ((*fit, "--optim.lr", "fast"), (*fit, "--optim.rate", "1"), ("eval", "--data", "kitti")):
         assert "error" in _fails(capsys, *arguments, code=2)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [("foo", "SEMIMATCH_BACKEND: expected auto, "), ("triton", "backend 'triton' cannot run correlation here: ")],
+)
+def test_a_backend_that_cannot_run_is_told_in_a_line(backend, message, demo_root, tmp_path):
+    images = sorted((demo_root / "PF-PASCAL" / "JPEGImages").glob("*.jpg"))[:2]
+    command = [sys.executable, "-m", "semimatch.cli", "match", *images, "-o", tmp_path / "out.png"]
+    environment = {**os.environ, "SEMIMATCH_BACKEND": backend, "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith(f"semimatch: {message}"), done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

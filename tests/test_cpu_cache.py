@@ -177,7 +177,7 @@ def test_a_result_may_outlive_everything():
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [("7", "7\n"), ("0", "0\n"), ("", "expected a whole"), ("-1", "got '-1'")]
+    ("value", "expected"), [("7", "7\n"), ("0", "0\n"), ("", "512\n"), ("x", "expected a whole"), ("-1", "got '-1'")]
 )
 def test_environment(value, expected):
     done = run("import semimatch_kernels as smk; print(smk.cpu_cache())", SEMIMATCH_CPU_CACHE_MB=value)

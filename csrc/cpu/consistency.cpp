@@ -30,7 +30,8 @@ Tensor forward_backward_mask(Tensor index_own, Tensor index_other, Grid2 own, Gr
   const Tensor result = new_tensor(index_own, {batch, cells}, ScalarType::Bool);
   const int64_t *there = data_of<const int64_t>(matches), *here = data_of<const int64_t>(back);
   STD_TORCH_CHECK(std::all_of(there, there + batch * cells, [&](int64_t i) { return i >= 0 && i < others; }),
-                  "semimatch: index_own must name cells of the other side, from 0 to before ", others);
+                  "semimatch: index_target (index_source where per is source) must name cells of the other side, 0 to ",
+                  others - 1);
   constexpr int64_t kPiece = 1024;
   for_pieces(batch, cells, kPiece, [&](int64_t b, int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i)

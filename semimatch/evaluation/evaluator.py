@@ -60,6 +60,10 @@ def evaluate(
         TypeError, ValueError: what ``predict`` returned is no tensor or has no such shape, or a rule or rounding does
             not exist.
     """
+    if not callable(predict):
+        raise TypeError(f"predict: expected a Matcher or a function, got {type(predict).__name__}")
+    if not isinstance(data, LoadedPairs):
+        raise TypeError(f"data: expected LoadedPairs, got {type(data).__name__}")
     pairs = data.pairs
     if rules is None:
         rules = [pairs.threshold] + (["bbox-kp-padded"] if pairs.name == "pf-willow" else [])

@@ -35,6 +35,8 @@ def save_weights(path: Path, matcher: nn.Module, model: ModelConfig, about: dict
 
 def read_header(path: Path) -> tuple[ModelConfig, dict]:
     """The model's settings and ``about`` of a file of weights."""
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder; expected the file weights.safetensors in that of a run")
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
