@@ -1,5 +1,5 @@
 // The Python module semimatch_kernels._C_autograd: semimatch_kernels/autograd.py's formula of a differentiable op, in
-// C++. Most of what a call on a 16 x 16 grid costs the host is autograd written in Python; this takes half of it away.
+// C++. Autograd written in Python is much of what a small call costs the host (benchmarks.host_overhead).
 //
 // PyTorch's stable ABI has no autograd, so this one file uses its C++ interface and runs with the very torch that it
 // was built against. It knows no op: `differentiate` is told the rule of each. Where it is absent, or torch is another,

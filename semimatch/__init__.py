@@ -8,12 +8,9 @@ errors that a user can mend.
 
 
 def __getattr__(name: str) -> str:
-    """``__version__``, read from the installed distribution when it is asked for: that takes tens of milliseconds."""
+    """``__version__``, that of `semimatch_kernels`: they are one distribution."""
     if name != "__version__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import metadata
+    import semimatch_kernels
 
-    try:
-        return metadata.version("semimatch")
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    return semimatch_kernels.__version__

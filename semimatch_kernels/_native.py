@@ -39,7 +39,10 @@ def load(schemas: Mapping[str, Mapping[str, str]]) -> tuple[str | None, str | No
 
 
 def load_autograd() -> str | None:
-    """Loads autograd in C++, once; returns why the formula in Python runs instead (None = loaded)."""
+    """Loads autograd in C++, once; returns why the formula in Python runs instead (None = loaded).
+
+    Raises: ValueError for another value of SEMIMATCH_AUTOGRAD than auto and python.
+    """
     global autograd
     wish = os.environ.get("SEMIMATCH_AUTOGRAD") or "auto"
     if wish not in ("auto", "python"):
@@ -47,12 +50,9 @@ def load_autograd() -> str | None:
     if wish == "python":
         return "SEMIMATCH_AUTOGRAD=python"
     if autograd is None:
-        if not any(_FOLDER.glob("_C_autograd.*")):
-            return _why_not_built("_C_autograd")
-        try:
-            module = importlib.import_module(f"{__package__}._C_autograd")
-        except ImportError as error:
-            return _not_loadable(error)
+        module = _import("_C_autograd")
+        if isinstance(module, str):
+            return module
         if module.torch != torch.__version__:  # its interface in C++ changes from one to the next
             return f"built for torch {module.torch}, this is {torch.__version__}; remedy: {_REBUILD}"
         autograd = module
@@ -71,15 +71,22 @@ def build_info() -> dict[str, dict[str, str]]:
     return info
 
 
+def _import(name: str) -> ModuleType | str:
+    """A native module of Python, or why it is not there."""
+    if not any(_FOLDER.glob(f"{name}.*")):
+        return _why_not_built(name)
+    try:
+        return importlib.import_module(f"{__package__}.{name}")
+    except ImportError as error:
+        return _not_loadable(error)
+
+
 def _load_cpp(schemas: Mapping[str, str]) -> str | None:
     global cpp
     if cpp is None:
-        if not any(_FOLDER.glob("_C.*")):
-            return _why_not_built("_C")
-        try:
-            module = importlib.import_module(f"{__package__}._C")
-        except ImportError as error:
-            return _not_loadable(error)
+        module = _import("_C")
+        if isinstance(module, str):
+            return module
         _compare("_C", module.op_schemas(), schemas)
         if missing := [name for name in ("build_info", "cache_limit", "set_cache_limit") if not hasattr(module, name)]:
             raise ImportError(f"semimatch_kernels._C is out of date: it has no {missing[0]}; {_REBUILD}")

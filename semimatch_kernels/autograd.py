@@ -4,7 +4,8 @@ Put on the dispatcher's Autograd key, as `torch.library.register_autograd` does,
 there could be (trees of arguments, keywords, defaults), which is host time of every call. Once only, and not
 under torch.func's transforms (PyTorch's limit; the plain definitions take any).
 
-`differentiable` is the formula in Python; csrc/autograd.cpp is the same in C++, for half the host time.
+`differentiable` is the formula in Python; csrc/autograd.cpp is the same in C++, which takes the host less
+time: compare ``python -m benchmarks.host_overhead`` with and without SEMIMATCH_AUTOGRAD=python.
 """
 
 from __future__ import annotations

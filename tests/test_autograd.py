@@ -62,7 +62,8 @@ def test_the_graph_is_written_where_it_says():
 def test_autograd_in_python_passes_the_same_tests():
     """Those of this file, and what PyTorch asks of an op, of the plain definitions."""
     here, other = Path(__file__), Path(__file__).with_name("test_registration.py")
-    names = ("test_opcheck", "test_gradients_of_every_shape_arrive", "test_double_backward_says_what_to_do")
+    names = ["test_opcheck", "test_gradients_of_every_shape_arrive", "test_double_backward_says_what_to_do"]
+    names += ["test_results_may_be_changed_in_place"]
     some = "not cpu and not triton and not bfloat16"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", some, here]
     command += [f"{other}::{name}" for name in names]
@@ -111,6 +112,29 @@ def test_constants_alone_make_no_graph():
     corr = correlations(requires_grad=True)
     loss(corr, *rest)[0].backward()
     assert corr.grad is not None and weight.grad is None
+
+
+def test_no_grad_makes_no_graph():
+    corr = correlations(requires_grad=True)
+    with torch.no_grad():
+        assert library.ops.match_reference(corr, GRID, 0.1)[0].grad_fn is None
+
+
+@pytest.mark.parametrize("op", [match, lambda corr: smk.correlation(corr, corr, backend="reference")])
+def test_no_gradient_comes_of_none(op):
+    class Blocks(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None
+
+    corr = correlations(requires_grad=True)
+    result = op(corr)
+    Blocks.apply(result if isinstance(result, torch.Tensor) else result.coords).sum().backward()
+    assert corr.grad is None
 
 
 @pytest.mark.parametrize("backward", [True, False])

@@ -16,7 +16,10 @@ from semimatch_kernels import library
 from semimatch_kernels.backends import reason_against
 from semimatch_kernels.schemas import OPS
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible"),
+]
 
 # Sizes that no block divides, with more than one block a side.
 MID = {"B": 2, "SOURCE": (9, 13), "TARGET": (7, 11), "S": 117, "T": 77}
